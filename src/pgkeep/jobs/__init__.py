@@ -1,0 +1,1 @@
+"""The verbs: one file and one function that reads as the procedure."""

@@ -1,0 +1,1 @@
+"""How each kind of backup is made and put back; one file per mode."""

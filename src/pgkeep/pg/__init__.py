@@ -1,0 +1,1 @@
+"""PostgreSQL's names and file formats: pure code, no input or output."""

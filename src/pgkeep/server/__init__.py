@@ -1,0 +1,1 @@
+"""A running PostgreSQL server: connections, questions, base backups and WAL."""

@@ -1,0 +1,1 @@
+"""The embedded vault: layout, volumes, WAL archive, records, retention."""
