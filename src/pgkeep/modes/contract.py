@@ -1,0 +1,146 @@
+"""
+What a mode is: how one kind of backup is planned, read and recorded.
+
+The order of calls, held by the backup job for every mode and both doors::
+
+    plan   = mode.plan(request, server=server, history=history)   # refuses here, before the first byte
+    source = mode.open(plan, server=server)                       # a context manager; leaving it ends what it began
+    for item in source.items(): sink.accept(item)                 # the contract of streams/item.py
+    head   = source.finish()                                      # everything that the head names has been accepted
+    (the sink records the backup: only now is there one)
+    source.confirm()                                              # what was held on the server for it may go
+
+An error anywhere leaves no backup, and nothing running on the server: a session in backup mode ends with its
+connection, a temporary slot with its session.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.server.connection import Server
+from pgkeep.streams.item import Item
+from pgkeep.streams.record import FileEntry, Level, RecordHead
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRequest:
+    """
+    What a door asks for.
+
+    Attributes:
+        cluster: Name of the cluster in the vault, or ``cluster_id``.
+        prefix: Virtual path above the mode's directory: ``@postgresql`` or ``@postgresql/cluster_<id>``.
+        mode: Name of the mode.
+        level: The level asked for; a plan may choose a Full instead and then says why.
+        begin: When the job began; aware.
+        options: The mode's own options, a frozen dataclass of the mode's module.
+        say: Takes one line for the job log.
+        warn: Takes one warning; it also goes into the record.
+    """
+
+    cluster: str
+    prefix: str
+    mode: str
+    level: Level
+    begin: dt.datetime
+    options: Any
+    say: Say
+    warn: Say
+
+    @property
+    def root(self) -> str:
+        """Virtual path of the mode's directory: ``@postgresql/pitr``."""
+        return f"{self.prefix}/{self.mode}"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWal:
+    """WAL is known to be held, without a hole, up to *lsn* of *timeline*."""
+
+    timeline: Timeline
+    lsn: Lsn
+
+
+class Base(Protocol):
+    """An earlier backup that a new one may build on."""
+
+    @property
+    def head(self) -> RecordHead:
+        """Its record's head."""
+        ...
+
+    def file(self, path: str) -> FileEntry | None:
+        """Return what its record says of the file at virtual *path*; None when it names no such file."""
+        ...
+
+
+class History(Protocol):
+    """What a sink knows of the cluster's earlier, successful backups."""
+
+    def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> Base | None:
+        """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
+        ...
+
+    def wal_held(self) -> HeldWal | None:
+        """Return up to where WAL is held from the newest physical backup on; None when there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """
+    What a job is about to do; a mode adds its own in a subclass.
+
+    Attributes:
+        request: What was asked for.
+        level: The level that will be made; differs from the request's when a Full is due.
+        backup_id: The id of the backup to be.
+        base: What it builds on; None for a Full.
+        reason: Why the level differs from the one asked for; empty when it doesn't.
+    """
+
+    request: BackupRequest
+    level: Level
+    backup_id: str
+    base: Base | None = None
+    reason: str = ""
+
+
+class Source(Protocol):
+    """One backup being read."""
+
+    def items(self) -> Iterator[Item]:
+        """Yield every item but the record; called once."""
+        ...
+
+    def finish(self) -> RecordHead:
+        """Return the record's head, complete; called once, after the last item was accepted."""
+        ...
+
+    def confirm(self) -> None:
+        """Take note that the backup is recorded, and release what was held on the server for it."""
+        ...
+
+
+class Mode(Protocol):
+    """One of the ways to back up."""
+
+    name: str
+    levels: frozenset[Level]
+    """Levels that differ from a Full; another level is made as a Full, which the log says."""
+
+    def plan(self, request: BackupRequest, *, server: Server, history: History) -> Plan:
+        """Return what will be done, or refuse with the reason and what to do about it."""
+        ...
+
+    def open(self, plan: Any, *, server: Server) -> AbstractContextManager[Source]:
+        """Begin the backup that *plan* describes."""
+        ...
