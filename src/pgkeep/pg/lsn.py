@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
 from pgkeep.errors import FormatError
 
@@ -19,7 +20,7 @@ class Lsn(int):
 
     __slots__ = ()
 
-    def __new__(cls, value: int) -> Lsn:
+    def __new__(cls, value: int) -> Self:
         """Raise FormatError when *value* does not fit 64 bits."""
         if not 0 <= value < 1 << 64:
             raise FormatError(f"LSN out of range: {value}")
@@ -45,7 +46,7 @@ class Timeline(int):
 
     __slots__ = ()
 
-    def __new__(cls, value: int) -> Timeline:
+    def __new__(cls, value: int) -> Self:
         """Raise FormatError when *value* is not a timeline number."""
         if not 1 <= value < 1 << 32:
             raise FormatError(f"timeline out of range: {value}")
@@ -74,7 +75,7 @@ class SystemIdentifier(int):
 
     __slots__ = ()
 
-    def __new__(cls, value: int) -> SystemIdentifier:
+    def __new__(cls, value: int) -> Self:
         """Raise FormatError when *value* does not fit 64 bits."""
         if not 0 <= value < 1 << 64:
             raise FormatError(f"system identifier out of range: {value}")
