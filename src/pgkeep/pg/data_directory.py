@@ -222,5 +222,5 @@ def parse_tablespace_version_directory(name: str) -> tuple[int, int]:
     """Return major and catalog version of a tablespace's version directory; raise FormatError for other names."""
     match = _VERSION_DIRECTORY.fullmatch(name)
     if match is None:
-        raise FormatError(f'not a tablespace version directory: expected something like PG_18_202506291, found "{name}"')
+        raise FormatError(f'not a tablespace version directory: expected the like of PG_18_202506291, found "{name}"')
     return int(match[1]), int(match[2])
