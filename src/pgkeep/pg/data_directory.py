@@ -192,9 +192,7 @@ def is_unlogged_content(name: str, unlogged: frozenset[int]) -> bool:
     return relation is not None and relation.fork is not Fork.INIT and relation.number in unlogged
 
 
-def kept_names(
-    directory: str, names: Iterable[str], *, emptied: frozenset[str] = EMPTIED_DIRECTORIES
-) -> list[str]:
+def kept_names(directory: str, names: Iterable[str], *, emptied: frozenset[str] = EMPTIED_DIRECTORIES) -> list[str]:
     """
     Return, sorted, those of *names* that a backup holds, unlogged relations considered.
 
