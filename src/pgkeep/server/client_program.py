@@ -1,0 +1,294 @@
+"""
+PostgreSQL's client programs as children: how they reach the server, are fed, read, and ended.
+
+A child connects to the very host that the session it is derived from is connected to, so that a list of hosts, a
+service or ``target_session_attrs`` is resolved once. Its parameters travel in the environment, the password in a
+password file of its own that lives as long as the child: never in ``argv``, never in the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pgkeep.errors import ToolError
+from pgkeep.streams.item import CHUNK_BYTES, Buffer
+
+if TYPE_CHECKING:
+    import psycopg
+
+_STDERR_BYTES = 32 << 10
+"""How much of a child's complaints is kept: this much of the beginning and as much of the end."""
+_END_SECONDS = 10.0
+"""How long a child may take to cancel its query and leave before it is killed."""
+_NOT_PASSED = frozenset({"dbname", "password", "passfile", "service", "servicefile", "options", "client_encoding"})
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+@contextlib.contextmanager
+def client_environment(connection: psycopg.Connection[Any], *, program: str) -> Iterator[dict[str, str]]:
+    """
+    Give the environment in which a child connects as *connection* does.
+
+    The password file that it may name is removed on leaving.
+
+    Args:
+        connection: An open session on the server.
+        program: Name of the child, for ``application_name``.
+    """
+    with tempfile.TemporaryDirectory(prefix="pgkeep-") as scratch:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        environment |= _parameters(connection)
+        password = _password(connection)
+        if password:
+            passfile = Path(scratch, "pgpass")
+            passfile.touch(mode=0o600)
+            passfile.write_text(f"*:*:*:*:{_escaped(password)}\n", encoding="utf-8")
+            environment["PGPASSFILE"] = str(passfile)
+        environment["PGAPPNAME"] = f"pgkeep {program}"
+        # Complaints are read for what they mean, so they must not be translated.
+        environment["LC_ALL"] = "C"
+        environment.pop("LANGUAGE", None)
+        yield environment
+
+
+def conninfo_for(dbname: str) -> str:
+    """Return what ``--dbname`` takes for *dbname*; a bare name with ``=`` in it would be read as a connection string."""
+    escaped = dbname.replace("\\", "\\\\").replace("'", "\\'")
+    return f"dbname='{escaped}'"
+
+
+class ClientProgram:
+    """
+    One running child; a context manager that ends it, and all that it started, on leaving.
+
+    The child also dies with the *thread* that started it (``PR_SET_PDEATHSIG``), so that thread stays until the end.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        environment: Mapping[str, str],
+        *,
+        task: str,
+        reads_input: bool = False,
+        gives_output: bool = False,
+    ) -> None:
+        """
+        Start *command*.
+
+        Args:
+            command: Program and arguments; nothing secret.
+            environment: From ``client_environment``.
+            task: What it does, for messages: ``pg_dump of database "app"``.
+            reads_input: Whether ``feed`` will be called.
+            gives_output: Whether ``chunks`` will be called; output is dropped otherwise.
+        """
+        self.task = task
+        try:
+            self._child = subprocess.Popen(
+                [str(word) for word in command],
+                env=dict(environment),
+                stdin=subprocess.PIPE if reads_input else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if gives_output else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                process_group=0,
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as error:
+            raise ToolError(f"cannot start {task}: {error}") from error
+        self._complaints = _Complaints(self._child)
+
+    def __enter__(self) -> ClientProgram:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    @property
+    def pid(self) -> int:
+        """Process id; also the id of its process group."""
+        return self._child.pid
+
+    @property
+    def complaints(self) -> list[str]:
+        """Lines of standard error, oldest first; complete after ``finish``."""
+        return self._complaints.lines()
+
+    def chunks(self) -> Iterator[Buffer]:
+        """Yield standard output to its end; each chunk is valid until the next is asked for."""
+        pipe = self._child.stdout
+        assert pipe is not None
+        # The default of 64 KiB makes the child and us take turns; a refusal leaves it as it is.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while length := os.readv(pipe.fileno(), [buffer]):
+            yield buffer[:length]
+
+    def feed(self, chunks: Iterable[Buffer]) -> None:
+        """
+        Write *chunks* to standard input and close it.
+
+        Raises:
+            ToolError: The child closed its input early, which it does only when it failed.
+        """
+        pipe = self._child.stdin
+        assert pipe is not None
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
+        try:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(pipe.fileno(), view) :]
+            pipe.close()
+        except BrokenPipeError:
+            self.finish()
+            raise ToolError(f"{self.task} ended before it had read everything") from None
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit status; negative for a signal."""
+        status = self._child.wait()
+        self._complaints.join()
+        return status
+
+    def finish(self) -> None:
+        """Wait for the end; raise ToolError when the child failed."""
+        status = self.wait()
+        if status != 0:
+            raise self.failure(status)
+
+    def failure(self, status: int) -> ToolError:
+        """Return the error that says how the child ended with *status*."""
+        lines = self.complaints
+        if status < 0:
+            return ToolError(f"{self.task} was ended by signal {-status} ({signal.Signals(-status).name})")
+        told = first_error(lines)
+        return ToolError(f"{self.task} ended with status {status}: {told}", hint=_advice("\n".join(lines)))
+
+    def _end(self) -> None:
+        if self._child.poll() is None:
+            # SIGTERM first: pg_dump then asks the server to cancel, which a session that waits for a lock needs.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGTERM)
+            try:
+                self._child.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._child.pid, signal.SIGKILL)
+                self._child.wait()
+        self._complaints.join()
+        for pipe in (self._child.stdin, self._child.stdout, self._child.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def first_error(lines: Sequence[str]) -> str:
+    """Return the line of *lines* that says what went wrong, without the program's name; ``silent`` when there is none."""
+    errors = [line for line in lines if "error:" in line or "ERROR:" in line or "FATAL:" in line]
+    chosen = (errors or lines or ["silent"])[0]
+    for mark in (" error: ", "detail: "):
+        chosen = chosen.partition(mark)[2] or chosen
+    return chosen.strip().rstrip(".")
+
+
+def _advice(text: str) -> str:
+    for sign, advice in _ADVICE:
+        if sign in text:
+            return advice
+    return ""
+
+
+_ADVICE = (
+    ("lock timeout", "another session holds the table; raise lock_wait_timeout or run the job at another time"),
+    ("permission denied for large object", 'give the role rights on large objects: run "pgkeep grants --mode dump"'),
+    ("row-level security policy", 'give the role BYPASSRLS: run "pgkeep grants --mode dump"'),
+    ("permission denied", 'give the role the rights that "pgkeep grants --mode dump" prints'),
+    ("No space left on device", "free space, or point tmpdir at a larger file system"),
+    ("aborting because of server version mismatch", "set bin_dir to the programs of the server's major version"),
+)
+
+
+class _Complaints:
+    """Reads a child's standard error in a thread, so that it never blocks, and keeps a bounded part of it."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stderr is not None
+        self._descriptor = child.stderr.fileno()
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._thread = threading.Thread(target=self._read, name=f"stderr of {child.pid}", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def lines(self) -> list[str]:
+        text = bytes(self._head) + bytes(self._tail)
+        return [line for line in text.decode(errors="replace").splitlines() if line.strip()]
+
+    def _read(self) -> None:
+        while data := os.read(self._descriptor, 4096):
+            room = _STDERR_BYTES - len(self._head)
+            self._head += data[:room]
+            self._tail += data[room:]
+            del self._tail[:-_STDERR_BYTES]
+
+
+def _parameters(connection: psycopg.Connection[Any]) -> dict[str, str]:
+    """Return libpq's environment variables for what *connection* uses; an older libpq ignores names it does not know."""
+    parameters = {
+        option.envvar.decode(): (option.val or b"").decode()
+        for option in connection.pgconn.info
+        if option.envvar and option.val not in (None, option.compiled) and option.keyword.decode() not in _NOT_PASSED
+    }
+    # Of a list of hosts the session has chosen one, and with it the question which is primary is answered.
+    parameters["PGHOST"] = connection.info.host
+    parameters["PGPORT"] = str(connection.info.port)
+    parameters.pop("PGTARGETSESSIONATTRS", None)
+    parameters.pop("PGLOADBALANCEHOSTS", None)
+    hostaddr = parameters.pop("PGHOSTADDR", "")
+    if hostaddr and "," not in hostaddr:
+        parameters["PGHOSTADDR"] = hostaddr
+    passfile = _option(connection, "passfile")
+    if passfile:
+        parameters["PGPASSFILE"] = passfile
+    return parameters
+
+
+def _password(connection: psycopg.Connection[Any]) -> str:
+    password = connection.pgconn.password
+    return password.decode() if password else ""
+
+
+def _option(connection: psycopg.Connection[Any], keyword: str) -> str:
+    for option in connection.pgconn.info:
+        if option.keyword.decode() == keyword and option.val is not None:
+            return option.val.decode()
+    return ""
+
+
+def _escaped(password: str) -> str:
+    """Return *password* as the last field of a password file takes it."""
+    return password.replace("\\", "\\\\").replace(":", "\\:")
+
+
+def _die_with_parent() -> None:
+    """Ask for SIGTERM at the parent's death; runs between fork and exec, so it only calls what is already loaded."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
