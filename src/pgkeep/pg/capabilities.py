@@ -120,7 +120,7 @@ class Capabilities:
 
     @property
     def has_slot_wal_status(self) -> bool:
-        """13 brought ``max_slot_wal_keep_size`` and ``pg_replication_slots.wal_status``: before, slots are unbounded."""
+        """13 brought ``max_slot_wal_keep_size`` and ``wal_status``; before, what a slot keeps has no bound."""
         return self.major >= 13
 
     @property
