@@ -111,6 +111,7 @@ class RecordHead(msgspec.Struct, kw_only=True):
         start_lsn: Where the base backup starts, for one that holds files; empty otherwise.
         stop_lsn: Where the base backup, or the WAL that it carries, ends.
         checkpoint_time: Server time of the checkpoint that the base backup started with, for the two-condition rule.
+        references: ``backup_id`` of each other backup whose volumes hold content that the file list names; sorted.
         wal: The WAL that it carries, from the end of the job before; None for the dump modes.
         wal_gaps: LSN ranges that were known to be missing when the backup was made.
         settings: Server settings that matter for recovery, as ``SHOW`` prints them.
@@ -146,6 +147,7 @@ class RecordHead(msgspec.Struct, kw_only=True):
     stop_lsn: str = ""
     checkpoint_lsn: str = ""
     checkpoint_time: str = ""
+    references: list[str] = msgspec.field(default_factory=list)
     wal: WalRange | None = None
     wal_gaps: list[WalRange] = msgspec.field(default_factory=list)
     host: str = ""
@@ -187,7 +189,9 @@ class StoredAt(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         offset: Offset of the member's first frame (its tar header), bytes.
         header_length: Compressed length of the header frames, bytes.
         frames: Compressed length of each extent's frame, in order, bytes.
-        stored_digest: BLAKE3 of the member's stored bytes, header frame to padding, first 32 hexadecimal digits.
+        padding_length: Compressed length of the frame that fills the last tar block, bytes; 0 when none is needed.
+        stored_digest: BLAKE3 of the member's stored bytes, first 32 hexadecimal digits: content frames, padding frame,
+            and last the header frames, since a stream's size is known only at its end.
     """
 
     backup_id: str
@@ -211,7 +215,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         file_mode: Permission bits.
         digest: BLAKE3 of the content, 64 hexadecimal digits; empty for what is not a file.
         link: Target of a symbolic link.
-        at: Where the vault keeps the content; None outside the vault and for what has no content.
+        at: Where the vault keeps it; None outside the vault.
     """
 
     path: str
@@ -227,7 +231,15 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class VolumeEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One volume of the vault: its file name, size in bytes, and BLAKE3 of its bytes."""
+    """
+    One volume of the vault.
+
+    Attributes:
+        name: Its file name.
+        size: Bytes.
+        digest: BLAKE3, 64 hexadecimal digits, of its members' stored digests (16 bytes each, by offset) and of the
+            bytes after the last member.
+    """
 
     name: str
     size: int
