@@ -1,0 +1,131 @@
+"""Fixtures of the test lab, for every test folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.cluster import Cluster, MakeCluster
+from tests.lab.installation import Installation
+from tests.lab.server_user import ServerUser, server_directory
+from tests.lab.server_user import server_user as current_server_user
+from tests.lab.servers import DEFAULT_MAJORS, MAJORS
+from tests.lab.servers import installation as find_installation
+
+_CONDITION = re.compile(r"(>=|<=|==|!=|<|>)\s*(\d+)")
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    ">=": int.__ge__,
+    "<=": int.__le__,
+    "==": int.__eq__,
+    "!=": int.__ne__,
+    "<": int.__lt__,
+    ">": int.__gt__,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --majors."""
+    parser.addoption(
+        "--majors",
+        default=",".join(map(str, DEFAULT_MAJORS)),
+        help="PostgreSQL majors for tests that ask for `major`: 15,18 or all; default: %(default)s",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `major`, itself or through a fixture, once per chosen major that its marker allows."""
+    if "major" not in metafunc.fixturenames:
+        return
+    majors = [
+        major
+        for major in _chosen_majors(metafunc.config)
+        if all(_fits(major, mark.args[0]) for mark in metafunc.definition.iter_markers("pg"))
+    ]
+    metafunc.parametrize("major", majors, ids=[f"pg{major}" for major in majors], scope="session", indirect=True)
+
+
+def _chosen_majors(config: pytest.Config) -> list[int]:
+    text: str = config.getoption("--majors")
+    chosen = set(MAJORS) if text == "all" else {int(word) for word in text.split(",")}
+    if not chosen <= set(MAJORS):
+        raise pytest.UsageError(f"--majors: expected some of {MAJORS}, found {text}")
+    return sorted(chosen)
+
+
+def _fits(major: int, condition: str) -> bool:
+    """Whether *major* satisfies every part of a condition such as ``>=13, <17``."""
+    parts = [part.strip() for part in condition.split(",")]
+    matches = [_CONDITION.fullmatch(part) for part in parts]
+    if not all(matches):
+        raise pytest.UsageError(f'marker pg: expected a condition like ">=17", found "{condition}"')
+    return all(_COMPARE[match[1]](major, int(match[2])) for match in matches if match)
+
+
+@pytest.fixture(scope="session")
+def major(request: pytest.FixtureRequest) -> int:
+    """A PostgreSQL major; the test runs once for each that was chosen."""
+    return int(request.param)
+
+
+@pytest.fixture(scope="session")
+def installation(major: int) -> Installation:
+    """The programs of `major`."""
+    return find_installation(major)
+
+
+@pytest.fixture(scope="session")
+def server_user() -> ServerUser:
+    """The account that test servers run under."""
+    return current_server_user()
+
+
+@pytest.fixture
+def lab_directory() -> Iterator[Path]:
+    """An empty directory that belongs to the server's account; its path is short, and it goes when the test ends."""
+    with server_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def make_cluster(lab_directory: Path, request: pytest.FixtureRequest) -> Iterator[MakeCluster]:
+    """
+    Return a function that makes a cluster and starts it: ``make_cluster("main", settings={...})``.
+
+    It takes the name of the data directory beneath `lab_directory`, ``major`` (default: the test's own, or 18),
+    ``start``, and what `Cluster.create` takes. All of them are gone when the test ends.
+    """
+    with ExitStack() as stack:
+
+        def make(name: str = "data", *, major: int | None = None, start: bool = True, **arguments: Any) -> Cluster:
+            if major is None:
+                major = request.getfixturevalue("major") if "major" in request.fixturenames else MAJORS[-1]
+            cluster = Cluster.create(find_installation(major), lab_directory / name, **arguments)
+            stack.enter_context(cluster)
+            return cluster.start() if start else cluster
+
+        yield make
+
+
+@pytest.fixture
+def run_cluster(lab_directory: Path) -> Iterator[Callable[[Cluster], Cluster]]:
+    """Return a function that takes charge of a `Cluster` made by the test itself, so that it ends with the test."""
+    with ExitStack() as stack:
+        yield stack.enter_context
+
+
+@pytest.fixture
+def cluster(major: int, make_cluster: MakeCluster) -> Cluster:
+    """A new running cluster of `major`, the test's own."""
+    return make_cluster()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(installation: Installation) -> Iterator[Cluster]:
+    """A running cluster of `major` that many tests use: leave it as it was, apart from databases of your own."""
+    with server_directory() as directory, Cluster.create(installation, directory / "data") as cluster:
+        yield cluster.start()
