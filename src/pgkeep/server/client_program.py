@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -37,7 +38,9 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 @contextlib.contextmanager
-def client_environment(connection: psycopg.Connection[Any], *, program: str) -> Iterator[dict[str, str]]:
+def client_environment(
+    connection: psycopg.Connection[Any], *, program: str, role: str = ""
+) -> Iterator[dict[str, str]]:
     """
     Give the environment in which a child connects as *connection* does.
 
@@ -46,6 +49,7 @@ def client_environment(connection: psycopg.Connection[Any], *, program: str) -> 
     Args:
         connection: An open session on the server.
         program: Name of the child, for ``application_name``.
+        role: Role to become at once, for a program that has no option for it.
     """
     with tempfile.TemporaryDirectory(prefix="pgkeep-") as scratch:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
@@ -57,6 +61,9 @@ def client_environment(connection: psycopg.Connection[Any], *, program: str) -> 
             passfile.write_text(f"*:*:*:*:{_escaped(password)}\n", encoding="utf-8")
             environment["PGPASSFILE"] = str(passfile)
         environment["PGAPPNAME"] = f"pgkeep {program}"
+        if role:
+            escaped = re.sub(r"([\\\s])", r"\\\1", role)
+            environment["PGOPTIONS"] = f"-c role={escaped}"
         # Complaints are read for what they mean, so they must not be translated.
         environment["LC_ALL"] = "C"
         environment.pop("LANGUAGE", None)
@@ -158,7 +165,9 @@ class ClientProgram:
                     view = view[os.write(pipe.fileno(), view) :]
             pipe.close()
         except BrokenPipeError:
-            self.finish()
+            status = self.wait()
+            if status != 0:
+                raise self.failure(status) from None
             raise ToolError(f"{self.task} ended before it had read everything") from None
 
     def wait(self) -> int:
@@ -173,9 +182,9 @@ class ClientProgram:
         if status != 0:
             raise self.failure(status)
 
-    def failure(self, status: int) -> ToolError:
-        """Return the error that says how the child ended with *status*."""
-        lines = self.complaints
+    def failure(self, status: int, complaints: Sequence[str] | None = None) -> ToolError:
+        """Return the error that says how the child ended with *status*; *complaints* instead of all it told."""
+        lines = self.complaints if complaints is None else complaints
         if status < 0:
             return ToolError(f"{self.task} was ended by signal {-status} ({signal.Signals(-status).name})")
         told = first_error(lines)
