@@ -1,0 +1,158 @@
+"""
+Writing beneath one directory and nowhere else.
+
+Every component of a path is opened from its parent's descriptor without following links (``openat`` with
+``O_NOFOLLOW``), so that neither a path in a backup nor a link that somebody puts into the directory meanwhile leads out
+of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from pgkeep.datadir.owner import Owner
+from pgkeep.errors import FormatError, RestoreRefused
+
+CACHED_DIRECTORIES = 128
+"""How many descriptors of directories are kept open."""
+
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+
+def safe_parts(path: str) -> list[str]:
+    """Return the components of the relative *path*; raise FormatError when one would lead elsewhere."""
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise FormatError(f'path in the backup leads out of its place: "{path}"')
+    return parts
+
+
+class Beneath:
+    """
+    A directory that files are put into; every method may be called from any thread.
+
+    What is made belongs to *owner* when one is given; missing directories on the way to a file are made.
+    """
+
+    def __init__(self, root: Path, *, owner: Owner | None = None) -> None:
+        """Open *root*, which exists; links on the way to it are the caller's choice and are followed."""
+        self.root = root
+        self._owner = owner
+        self._lock = threading.Lock()
+        self._top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        self._known: OrderedDict[str, int] = OrderedDict()
+
+    def create_file(self, path: str) -> int:
+        """Return a descriptor of a new file at *path*, mode 0600, open for writing; what was there is replaced."""
+        directory, _, name = path.rpartition("/")
+        safe_parts(path)
+        # The descriptor of a directory may be closed by another thread as soon as the lock is given back.
+        with self._lock:
+            parent = self._directory(directory)
+            try:
+                descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
+            except FileExistsError:
+                os.unlink(name, dir_fd=parent)
+                descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
+        if self._owner is not None:
+            os.fchown(descriptor, self._owner.uid, self._owner.gid)
+        return descriptor
+
+    def make_directory(self, path: str, *, file_mode: int = 0o700) -> None:
+        """Make the directory at *path*, and those above it, or give the one that is there its permission bits."""
+        safe_parts(path)
+        with self._lock:
+            os.fchmod(self._directory(path), file_mode)
+
+    def make_link(self, path: str, to: str) -> None:
+        """Make a symbolic link at *path*, in place of a file or link that is there."""
+        directory, _, name = path.rpartition("/")
+        safe_parts(path)
+        with self._lock:
+            parent = self._directory(directory)
+            try:
+                os.symlink(to, name, dir_fd=parent)
+            except FileExistsError:
+                os.unlink(name, dir_fd=parent)
+                os.symlink(to, name, dir_fd=parent)
+            if self._owner is not None:
+                os.chown(name, self._owner.uid, self._owner.gid, dir_fd=parent, follow_symlinks=False)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove what is at *path*, whatever it is; nothing there is fine."""
+        directory, _, name = path.rpartition("/")
+        safe_parts(path)
+        with self._lock:
+            self._forget()
+            _remove(name, self._directory(directory))
+
+    def clear(self, *, keep: frozenset[str] = frozenset()) -> None:
+        """Remove everything in the directory but the names in *keep*."""
+        with self._lock:
+            self._forget()
+            for name in os.listdir(self._top):
+                if name not in keep:
+                    _remove(name, self._top)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        with self._lock:
+            self._forget()
+            if self._top >= 0:
+                os.close(self._top)
+                self._top = -1
+
+    def _forget(self) -> None:
+        while self._known:
+            os.close(self._known.popitem()[1])
+
+    def _directory(self, path: str) -> int:
+        if not path:
+            return self._top
+        descriptor = self._known.get(path)
+        if descriptor is not None:
+            self._known.move_to_end(path)
+            return descriptor
+        above, _, name = path.rpartition("/")
+        parent = self._directory(above)
+        try:
+            descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        except FileNotFoundError:
+            os.mkdir(name, 0o700, dir_fd=parent)
+            descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+            if self._owner is not None:
+                os.fchown(descriptor, self._owner.uid, self._owner.gid)
+        except NotADirectoryError:
+            # A link gives the same error: O_DIRECTORY is looked at before O_NOFOLLOW is.
+            raise RestoreRefused(
+                f"cannot restore beneath {self.root / path}: it is a link or a file, expected a directory",
+                hint="nothing else may write into the target of a restore",
+            ) from None
+        self._known[path] = descriptor
+        if len(self._known) > CACHED_DIRECTORIES:
+            # The oldest is never the one just opened, nor its parent, which was touched a moment ago.
+            os.close(self._known.popitem(last=False)[1])
+        return descriptor
+
+
+def _remove(name: str, parent: int) -> None:
+    """Remove *name* in the directory *parent*, with everything in it, following no link."""
+    try:
+        os.unlink(name, dir_fd=parent)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        # unlink(2) of a directory: EISDIR on Linux, EPERM elsewhere; a real EPERM comes back from rmdir.
+        pass
+    descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+    try:
+        for child in os.listdir(descriptor):
+            _remove(child, descriptor)
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=parent)

@@ -1,0 +1,226 @@
+"""
+Laying down a backup: items become files beneath the target, durable before the next step begins.
+
+Extents are written by a pool of threads as they arrive. The kernel is asked to write them to disk at once, so that the
+one barrier at the end, before ``finish`` returns, finds little left to do. Nothing is a cluster until
+``Target.complete`` says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+
+from pgkeep.datadir.beneath import Beneath, safe_parts
+from pgkeep.datadir.durable import Barrier, start_writeback
+from pgkeep.datadir.target import Target
+from pgkeep.errors import FormatError, PgkeepError
+from pgkeep.pg import data_directory as names
+from pgkeep.streams.extents import ExtentPool, HasHeader
+from pgkeep.streams.item import Buffer, DetachedItem, ItemHeader, ItemKind, StreamedItem
+
+WRITEBACK_BYTES = 256 << 10
+"""Pieces smaller than this are left to the barrier: the kernel writes them better in bulk."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaidDown:
+    """What a lay-down wrote: number of files, and the sum of their sizes in bytes."""
+
+    files: int
+    bytes: int
+
+
+class _OpenFile:
+    """A file that is being written."""
+
+    __slots__ = ("descriptor", "header", "place")
+
+    def __init__(self, header: ItemHeader, place: Path, descriptor: int) -> None:
+        self.header = header
+        self.place = place
+        self.descriptor = descriptor
+
+
+class LayDown:
+    """
+    One lay-down; ``accept`` and ``finish`` belong to one thread.
+
+    Use it as a context manager: leaving it without ``finish`` stops the work and leaves the target marked.
+
+    Args:
+        target: Where; ``begin`` has been called.
+        root: What the virtual paths begin with, ``@postgresql/pitr``.
+        workers: Number of threads that read and write.
+        expected_bytes: Sum of the sizes to come, for the message when the disk is full; 0 when unknown.
+    """
+
+    def __init__(self, target: Target, *, root: str, workers: int, expected_bytes: int = 0) -> None:
+        self.files = 0
+        self.bytes = 0
+        self._target = target
+        self._prefix = f"{root}/"
+        self._expected_bytes = expected_bytes
+        self._lock = threading.Lock()
+        self._open: set[_OpenFile] = set()
+        self._root_mode = 0o700
+        self._places: dict[Path, Beneath] = {}
+        self._barrier = Barrier(target.directories)
+        try:
+            for directory in target.directories:
+                self._places[directory] = Beneath(directory, owner=target.owner)
+        except BaseException:
+            self._close_places()
+            raise
+        self._pool: ExtentPool[_OpenFile, None] = ExtentPool(workers, self, name="lay-down")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.close()
+        for file in self._open:
+            os.close(file.descriptor)
+        self._open.clear()
+        self._close_places()
+
+    def accept(self, item: DetachedItem | StreamedItem) -> None:
+        """
+        Take over *item*; see ``streams/item.py`` for the contract.
+
+        Raises:
+            FormatError: Its path has no place in a data directory, or a link leads out of it.
+            RestoreRefused: Its tablespace has no directory, or something is in its way.
+            PgkeepError: It, or one accepted before it, cannot be written; the disk is full.
+        """
+        header = item.header
+        if header.barrier:
+            self._pool.drain()
+        if header.kind is ItemKind.DIRECTORY:
+            self._make_directory(header)
+        elif header.kind is ItemKind.SYMLINK:
+            self._make_link(header)
+        elif hasattr(item, "read_extent"):
+            self._pool.submit_detached(cast("DetachedItem", item))
+        else:
+            self._pool.submit_streamed(item)
+        if header.barrier:
+            self._pool.drain()
+
+    def finish(self) -> LaidDown:
+        """Wait for all writes, make what a server needs beside the files, and return when everything is on disk."""
+        self._pool.drain()
+        try:
+            data_directory = self._places[self._target.data_directory]
+            for path in names.REQUIRED_DIRECTORIES:
+                if not (self._target.data_directory / path).is_dir():
+                    data_directory.make_directory(path)
+            for oid, directory in self._target.outside.items():
+                data_directory.make_link(f"{names.TABLESPACES}/{oid}", str(directory))
+            # A server takes the bits for all new files from its data directory (SetDataDirectoryCreatePerm).
+            self._target.data_directory.chmod(self._root_mode)
+            self._barrier.sync()
+        except OSError as error:
+            raise self._write_error(str(self._target.data_directory), error) from error
+        return LaidDown(self.files, self.bytes)
+
+    # What the pool calls, in its threads.
+
+    def begin(self, item: HasHeader) -> _OpenFile:
+        """Make the file."""
+        directory, inside = self._place(item.header)
+        place = directory / inside
+        try:
+            descriptor = self._places[directory].create_file(inside)
+        except OSError as error:
+            raise self._write_error(str(place), error) from error
+        file = _OpenFile(item.header, place, descriptor)
+        with self._lock:
+            self._open.add(file)
+        return file
+
+    def extent(self, file: _OpenFile, offset: int, buffer: Buffer) -> None:
+        """Write one extent and start its way to the disk."""
+        view = memoryview(buffer)
+        length, done = len(view), 0
+        try:
+            while done < length:
+                done += os.pwrite(file.descriptor, view[done:], offset + done)
+        except OSError as error:
+            raise self._write_error(str(file.place), error) from error
+        if length >= WRITEBACK_BYTES:
+            start_writeback(file.descriptor, offset, length)
+        with self._lock:
+            self.bytes += length
+
+    def ordered(self, file: _OpenFile, result: None) -> None:
+        """Nothing of a file needs an order."""
+
+    def end(self, file: _OpenFile) -> None:
+        """Give the file its times and bits, and close it."""
+        header, descriptor = file.header, file.descriptor
+        try:
+            file_mode = (header.file_mode & 0o777) | 0o600
+            if file_mode != 0o600:
+                os.fchmod(descriptor, file_mode)
+            os.utime(descriptor, ns=(header.mtime_ns, header.mtime_ns))
+            if self._barrier.per_file:
+                os.fsync(descriptor)
+        except OSError as error:
+            raise self._write_error(str(file.place), error) from error
+        with self._lock:
+            self._open.discard(file)
+            self.files += 1
+        os.close(descriptor)
+
+    def _place(self, header: ItemHeader) -> tuple[Path, str]:
+        if not header.path.startswith(self._prefix):
+            raise FormatError(f'item has no place in a data directory: "{header.path}"')
+        return self._target.place(header.path.removeprefix(self._prefix))
+
+    def _make_directory(self, header: ItemHeader) -> None:
+        directory, inside = self._place(header)
+        file_mode = (header.file_mode & 0o777) | 0o700
+        if inside == "global" and directory == self._target.data_directory:
+            self._root_mode = file_mode
+        try:
+            self._places[directory].make_directory(inside, file_mode=file_mode)
+        except OSError as error:
+            raise self._write_error(str(directory / inside), error) from error
+
+    def _make_link(self, header: ItemHeader) -> None:
+        directory, inside = self._place(header)
+        above = safe_parts(inside)[:-1]
+        # Component by component: base/../../etc is lexically deep enough at its end but not on its way.
+        for part in header.link.split("/"):
+            if header.link.startswith("/") or (part == ".." and not above):
+                raise FormatError(f'link in the backup leads out of its place: "{header.path}" to "{header.link}"')
+            if part == "..":
+                above.pop()
+            elif part not in ("", "."):
+                above.append(part)
+        try:
+            self._places[directory].make_link(inside, header.link)
+        except OSError as error:
+            raise self._write_error(str(directory / inside), error) from error
+
+    def _write_error(self, place: str, error: OSError) -> PgkeepError:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return PgkeepError(f"cannot write {place}: {error.strerror}")
+        needed = max(0, self._expected_bytes - self.bytes)
+        needs = f"; {needed} bytes are still to be written" if needed else ""
+        return PgkeepError(
+            f"cannot write {place}: {error.strerror}{needs}", hint="make room and run the restore again"
+        )
+
+    def _close_places(self) -> None:
+        self._barrier.close()
+        for beneath in self._places.values():
+            beneath.close()

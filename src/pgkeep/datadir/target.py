@@ -1,0 +1,243 @@
+"""
+Where a restore puts its files, and whether it may.
+
+Until a restore is complete its target is marked: ``pgkeep.restoring`` stands in each of its directories, and
+``global/pg_control``, without which no server starts, waits under another name. So whatever kills a restore, what it
+leaves behind cannot be mistaken for a cluster, and the next restore may clear it away.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgkeep.datadir.beneath import Beneath, safe_parts
+from pgkeep.datadir.durable import sync_directory
+from pgkeep.datadir.owner import Owner
+from pgkeep.datadir.postmaster import running_postmaster
+from pgkeep.errors import BackupUnusable, FormatError, RestoreRefused
+from pgkeep.pg import data_directory as names
+
+MARKER = "pgkeep.restoring"
+HELD_CONTROL_FILE = f"{names.CONTROL_FILE}.pgkeep"
+
+_SPACE_RESERVE_BYTES = 64 << 20
+"""What must be left of each file system: recovery files, and the server's first steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """
+    The directories of a restore.
+
+    Attributes:
+        data_directory: Absolute.
+        version_directory: The directory inside each tablespace that belongs to the server's version: ``PG_18_…``.
+        tablespaces: OID to absolute directory; None for a tablespace inside ``pg_tblspc`` itself.
+        wal_directory: Absolute, where WAL of the backup goes; None for ``pg_wal``.
+        owner: Who owns what is laid down; None for whoever runs pgkeep.
+    """
+
+    data_directory: Path
+    version_directory: str
+    tablespaces: Mapping[int, Path | None] = field(default_factory=dict)
+    wal_directory: Path | None = None
+    owner: Owner | None = None
+
+    @property
+    def outside(self) -> dict[int, Path]:
+        """The tablespaces that have a directory of their own."""
+        return {oid: path for oid, path in self.tablespaces.items() if path is not None}
+
+    @property
+    def directories(self) -> list[Path]:
+        """Every directory that files are laid down in; the data directory is the first."""
+        return [
+            self.data_directory,
+            *self.outside.values(),
+            *([self.wal_directory] if self.wal_directory is not None else []),
+        ]
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether what stands there is the leftover of a restore that did not end."""
+        marked = os.path.lexists(self.data_directory / MARKER)
+        return marked and not os.path.lexists(self.data_directory / names.CONTROL_FILE)
+
+    def place(self, path: str) -> tuple[Path, str]:
+        """
+        Return in which of ``directories`` an item belongs, and its path beneath that.
+
+        Args:
+            path: Virtual path without what comes before ``pgdata/…``, ``tblspc/<oid>/…``, ``wal/…``, ``backup_label``
+                or ``tablespace_map``.
+
+        Raises:
+            FormatError: It is none of these, or it leads out of its place.
+            RestoreRefused: The target has no directory for its tablespace.
+        """
+        head, *rest = safe_parts(path)
+        if head == "pgdata" and rest:
+            inside = "/".join(rest)
+            return self.data_directory, HELD_CONTROL_FILE if inside == names.CONTROL_FILE else inside
+        if head == "tblspc" and len(rest) > 1 and rest[0].isascii() and rest[0].isdigit():
+            oid = int(rest[0])
+            if oid not in self.tablespaces:
+                raise RestoreRefused(
+                    f"the restore has no directory for tablespace {oid}", hint="name one in the tablespace map"
+                )
+            directory = self.tablespaces[oid]
+            if directory is None:
+                return self.data_directory, "/".join((names.TABLESPACES, *rest))
+            return directory, "/".join(rest[1:])
+        if head == "wal" and len(rest) == 1:
+            if self.wal_directory is not None:
+                return self.wal_directory, rest[0]
+            return self.data_directory, f"{names.WAL_DIRECTORY}/{rest[0]}"
+        if head in (names.BACKUP_LABEL, names.TABLESPACE_MAP) and not rest:
+            return self.data_directory, head
+        raise FormatError(f'item has no place in a data directory: "{path}"')
+
+    def check(self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False) -> None:
+        """
+        Refuse the restore here, before anything is touched.
+
+        Args:
+            sizes: Bytes that will be written beneath each of ``directories``.
+            is_overwritten: What stands there will be moved away by the caller: only emptiness is not asked for.
+
+        Raises:
+            RestoreRefused: A server runs there, something is in the way, or a file system has too little space.
+        """
+        self._check_paths()
+        for directory in self.directories:
+            self._check_kind(directory)
+        postmaster = running_postmaster(self.data_directory) if self.data_directory.is_dir() else None
+        if postmaster is not None:
+            raise RestoreRefused(
+                f"a server runs in {self.data_directory}: process {postmaster.pid}", hint="stop it first"
+            )
+        if not is_overwritten and not self.is_marked:
+            self._check_emptiness()
+        self._check_space(sizes or {})
+
+    def begin(self) -> None:
+        """Make the directories, marked; clear away what a restore that did not end left in them."""
+        is_leftover = self.is_marked
+        for directory in self.directories:
+            _make_directories(directory, self.owner)
+            beneath = Beneath(directory, owner=self.owner)
+            try:
+                # The mark comes first and goes last: a restore that is killed while it clears is found again.
+                os.close(beneath.create_file(MARKER))
+                if directory == self.data_directory:
+                    if is_leftover:
+                        beneath.clear(keep=frozenset({MARKER, "lost+found"}))
+                elif is_leftover and directory != self.wal_directory:
+                    beneath.remove_tree(self.version_directory)
+            finally:
+                beneath.close()
+            sync_directory(directory)
+
+    def complete(self) -> None:
+        """
+        Give ``global/pg_control`` its name and remove the marks: from here on it is a cluster.
+
+        To be called when everything, recovery files included, is durable. Calling it again is fine.
+
+        Raises:
+            BackupUnusable: No ``global/pg_control`` was laid down.
+        """
+        control_file, held = self.data_directory / names.CONTROL_FILE, self.data_directory / HELD_CONTROL_FILE
+        if os.path.lexists(held):
+            os.replace(held, control_file)
+            sync_directory(control_file.parent)
+        elif not os.path.lexists(control_file):
+            raise BackupUnusable(f"the backup held no {names.CONTROL_FILE}: what was laid down is not a cluster")
+        for directory in reversed(self.directories):
+            (directory / MARKER).unlink(missing_ok=True)
+            sync_directory(directory)
+
+    def _check_paths(self) -> None:
+        seen: dict[str, Path] = {}
+        for directory in self.directories:
+            if not directory.is_absolute():
+                raise RestoreRefused(f"restore target must be an absolute path, found {directory}")
+            real_path = os.path.realpath(directory)
+            if real_path in seen:
+                raise RestoreRefused(f"two parts of the restore have the same directory: {directory}")
+            seen[real_path] = directory
+
+    def _check_kind(self, directory: Path) -> None:
+        if os.path.lexists(directory) and not directory.is_dir():
+            raise RestoreRefused(f"restore target is not a directory: {directory}")
+        existing = _existing_ancestor(directory)
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise RestoreRefused(
+                f"cannot restore into {directory}: no right to write in {existing}",
+                hint="run pgkeep as root or as the owner of the directory",
+            )
+
+    def _check_emptiness(self) -> None:
+        _check_empty(self.data_directory)
+        for directory in self.outside.values():
+            version_directory = directory / self.version_directory
+            if os.path.lexists(version_directory):
+                raise RestoreRefused(
+                    f"tablespace directory is in use: {version_directory} exists",
+                    hint="name another directory in the tablespace map, or allow the restore to overwrite",
+                )
+
+    def _check_space(self, sizes: Mapping[Path, int]) -> None:
+        needs: dict[int, int] = {}
+        places: dict[int, Path] = {}
+        for directory, size in sizes.items():
+            existing = _existing_ancestor(directory)
+            device = os.stat(existing).st_dev
+            needs[device] = needs.get(device, 0) + size
+            places.setdefault(device, existing)
+        for device, need in needs.items():
+            space = os.statvfs(places[device])
+            free = space.f_bavail * space.f_frsize
+            if free < need + _SPACE_RESERVE_BYTES:
+                raise RestoreRefused(
+                    f"not enough space for the restore on the file system of {places[device]}: "
+                    f"{need + _SPACE_RESERVE_BYTES} bytes are needed, {free} are free"
+                )
+
+
+def _check_empty(directory: Path) -> None:
+    try:
+        found: Iterable[str] = sorted(set(os.listdir(directory)) - {"lost+found"})[:3]
+    except FileNotFoundError:
+        return
+    if found:
+        raise RestoreRefused(
+            f"restore target is not empty: {directory} holds {', '.join(found)}",
+            hint="choose another directory, or allow the restore to overwrite",
+        )
+
+
+def _existing_ancestor(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _make_directories(directory: Path, owner: Owner | None) -> None:
+    """Make *directory* with mode 0700 and those above it with 0755, so that the server's user can get there."""
+    missing = []
+    path = directory
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for path in reversed(missing):
+        path.mkdir()
+        if owner is not None:
+            os.chown(path, owner.uid, owner.gid)
+        path.chmod(0o700 if path == directory else 0o755)
+        sync_directory(path.parent)
+    if not missing and owner is not None and os.stat(directory).st_uid != owner.uid:
+        os.chown(directory, owner.uid, owner.gid)
