@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 
@@ -86,7 +86,7 @@ class Cluster:
             settings: Added to the lab's own; an empty value removes one of those.
             initdb_options: More words for initdb, such as ``--waldir=...``.
         """
-        command = [
+        command: list[str | Path] = [
             installation.program("initdb"),
             f"--pgdata={data_directory}",
             f"--username={SUPERUSER}",
@@ -165,7 +165,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **cast("dict[str, Any]", user.popen_arguments()),
+                **user.popen_arguments(),
             )
         # The pipe to the guardian closes when this process ends, even by kill -9.
         self._guardian = subprocess.Popen(
@@ -318,7 +318,7 @@ class Cluster:
     ) -> list[tuple[Any, ...]]:
         """Run one *statement* in a connection of its own; return its rows, none for a statement without."""
         with self.connect(dbname) as connection:
-            cursor = connection.execute(cast("LiteralString", statement), parameters)
+            cursor = connection.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
     def value(self, statement: str, parameters: Sequence[object] | None = None, *, dbname: str = "postgres") -> Any:
@@ -346,7 +346,7 @@ class Cluster:
         self, data_directory: Path, *, slot: str = "", settings: Mapping[str, str] | None = None
     ) -> Cluster:
         """Return a streaming standby of this running server, copied to *data_directory* and not yet started."""
-        command = [
+        command: list[str | Path] = [
             newest_installation().program("pg_basebackup"),
             f"--pgdata={data_directory}",
             *("-X", "stream", "-c", "fast", "--no-sync", "-d", self.conninfo()),

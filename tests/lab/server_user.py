@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class ServerUser:
     gid: int
     is_self: bool
 
-    def popen_arguments(self) -> dict[str, object]:
+    def popen_arguments(self) -> dict[str, Any]:
         """Return the arguments that make ``subprocess`` start a program under this account."""
         if self.is_self:
             return {}
@@ -57,13 +58,13 @@ class ServerUser:
             text=True,
             timeout=timeout_seconds,
             check=False,
-            **self.popen_arguments(),  # type: ignore[call-overload]
+            **self.popen_arguments(),
         )
         if check and result.returncode != 0:
             raise RuntimeError(
                 f"{' '.join(str(word) for word in command)}: status {result.returncode}\n{result.stdout}"
             )
-        return result  # type: ignore[no-any-return]
+        return result
 
     def own(self, path: Path) -> None:
         """Give *path*, and all that it holds, to this account."""
