@@ -22,6 +22,7 @@ class PostmasterFile:
 
     Attributes:
         pid: The postmaster's, or that of a single-user server.
+        start_time: When it started, seconds since the epoch; 0 while it is not known.
         port: 0 while it is not known.
         socket_directory: Empty while it is not known, or when there is none.
         status: ``starting``, ``stopping``, ``ready``, ``standby``; empty while it is not known.
@@ -31,6 +32,7 @@ class PostmasterFile:
     """
 
     pid: int
+    start_time: int
     port: int
     socket_directory: str
     status: str
@@ -50,8 +52,8 @@ def read_postmaster_file(data_directory: Path) -> PostmasterFile | None:
         pid = abs(int(lines[0]))
     except ValueError:
         return None
-    port = int(lines[3]) if lines[3].strip().isdigit() else 0
-    return PostmasterFile(pid, port, lines[4].strip(), lines[7].strip())
+    start_time, port = (int(line) if line.strip().isdigit() else 0 for line in lines[2:4])
+    return PostmasterFile(pid, start_time, port, lines[4].strip(), lines[7].strip())
 
 
 def running_postmaster(data_directory: Path) -> PostmasterFile | None:
