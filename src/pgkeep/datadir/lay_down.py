@@ -216,9 +216,7 @@ class LayDown:
             return PgkeepError(f"cannot write {place}: {error.strerror}")
         needed = max(0, self._expected_bytes - self.bytes)
         needs = f"; {needed} bytes are still to be written" if needed else ""
-        return PgkeepError(
-            f"cannot write {place}: {error.strerror}{needs}", hint="make room and run the restore again"
-        )
+        return PgkeepError(f"cannot write {place}: {error.strerror}{needs}", hint="make room and run the restore again")
 
     def _close_places(self) -> None:
         self._barrier.close()

@@ -109,9 +109,7 @@ class _Removal:
                 elif child not in {names.WAL_DIRECTORY, "lost+found"}:
                     self._sweep_child(descriptor, entry.name, path, inside=child, walked=walked)
 
-    def _sweep_child(
-        self, parent: int, name: str, path: str, *, inside: str | None, walked: frozenset[str]
-    ) -> None:
+    def _sweep_child(self, parent: int, name: str, path: str, *, inside: str | None, walked: frozenset[str]) -> None:
         descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
         try:
             self._sweep(descriptor, path, inside=inside, walked=walked)
