@@ -196,6 +196,9 @@ def apply_properties(
     if like.grants is not None:
         with _warned(f'rights on database "{name}"', warn):
             connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
+            if _exists(connection, "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", like.owner):
+                owner = sql.Identifier(like.owner)
+                connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(database, owner))
         for grant in like.grants:
             with _warned(f'right {grant.privilege} of "{grant.grantee or "PUBLIC"}" on database "{name}"', warn):
                 connection.execute(_grant_statement(database, grant))
