@@ -155,7 +155,7 @@ def _read(path: str) -> tuple[str, str, int]:
     """Return content, path and permission bits of the regular file at *path*, the bits being those of what was read."""
     try:
         # Not blocking: a FIFO in this place must be an error, not a wait.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SettingsError(f"{path} must be a regular file")

@@ -56,10 +56,10 @@ quotes keep blanks inside a value, a backslash takes the next character literall
 are written `\\"` and `\\\\`. A yes-or-no parameter alone means yes. Any change of the line makes the next job a Full,
 unless the FileSet says `IgnoreFileSetChanges = yes`.
 
-**Configuration file**, by default `{DEFAULT_PATH}`. Lines `name = value` in the sections `[connection]`, `[options]`
-and `[cluster:<id>]`; a line that begins with `#` or `;` is a comment, and there are no comments behind a value. A value
-in double quotes keeps its blanks. The file is refused when group or others may write it, and when it holds a password
-and others may read it. A restore profile has the same form with one section, `[restore]`.
+**Configuration file**, by default `{DEFAULT_PATH}`. Lines `name = value` in the sections `[connection]`,
+`[options]` and `[cluster:<id>]`; a line that begins with `#` or `;` is a comment, and there are no comments behind a
+value. A value in double quotes keeps its blanks. The file is refused when group or others may write it, and when it
+holds a password and others may read it. A restore profile has the same form with one section, `[restore]`.
 
 ## Kinds of values
 
@@ -180,8 +180,8 @@ def _menu() -> str:
     lines = [
         "## The restore menu",
         "",
-        'In Bacula\'s console: `restore ...`, `mod`, "Plugin Options", then the number of an item. The numbers are fixed',
-        "for ever, so that scripts may use them.",
+        'In Bacula\'s console: `restore ...`, `mod`, "Plugin Options", then the number of an item. The numbers are',
+        "fixed for ever, so that scripts may use them.",
         "",
         "| Item | Name | Default |",
         "|---|---|---|",
@@ -215,7 +215,7 @@ def _sample_entry(parameter: Parameter) -> list[str]:
     value = render_value(parameter, parameter.default) if has_default else parameter.example
     return [
         *textwrap.wrap(comment, _WIDTH, initial_indent="# ", subsequent_indent="# "),
-        f"#{parameter.name} = {value}",
+        f"#{parameter.name} = {value}".rstrip(),
     ]
 
 

@@ -107,6 +107,11 @@ def _check(assignment: Assignment) -> _Checked:
     parameter = find(assignment.name)
     if parameter is None:
         near = nearest_name(assignment.name, origin.place)
+        if assignment.text is None and not near:
+            # Not shown: it may be the second half of a password with a blank in it.
+            raise origin.error(
+                f"unknown word without a value {origin.where}", hint="put a value with blanks into double quotes"
+            )
         hint = f'did you mean "{near}"?' if near else ""
         raise origin.error(f'unknown parameter "{assignment.name}" {origin.where}', hint=hint)
     if not origin.place & parameter.places:

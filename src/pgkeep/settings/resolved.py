@@ -53,6 +53,10 @@ class Resolved:
             raise TypeError(f"{name} is not a number")
         return value
 
+    def optional_number(self, name: str) -> int | None:
+        """Return the value of a number that may not be set."""
+        return None if self.get(name) is None else self.number(name)
+
     def flag(self, name: str) -> bool:
         """Return the value of a yes-or-no parameter."""
         value = self.get(name)

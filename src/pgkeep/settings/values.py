@@ -27,6 +27,8 @@ _DURATION_EXPECTED = "a duration such as 30s, 5min, 2h or 7d"
 _DURATION_UNITS = {"w": 604800, "d": 86400, "h": 3600, "min": 60, "s": 1}
 _DURATION_NAMES = {"sec": "s", "second": "s", "minute": "min", "hour": "h", "day": "d", "week": "w"}
 
+# Their parsers know which blanks at the ends are meant.
+_SPLIT_KINDS = frozenset({Kind.LIST, Kind.MAP, Kind.WORDS})
 _MAP_KEY = re.compile(r"[^:/]+")
 
 
@@ -43,7 +45,7 @@ def parse_value(parameter: Parameter, text: str) -> Any:
     """
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise Unacceptable("one line without control characters")
-    if not parameter.is_secret:
+    if not parameter.is_secret and parameter.kind not in _SPLIT_KINDS:
         text = text.strip()
     value = _PARSERS[parameter.kind](parameter, text)
     if isinstance(value, str):

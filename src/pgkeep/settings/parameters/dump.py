@@ -150,16 +150,4 @@ PARAMETERS = (
         example="30s",
         help="How long `pg_dump` waits for the lock on a table before the dump of that database fails.",
     ),
-    Parameter(
-        name="allow_other_pg_dump",
-        kind=Kind.BOOL,
-        group=Group.DUMP,
-        default=False,
-        modes=DUMP_MODES,
-        places=_ANY,
-        verbs=("backup",),
-        example="yes",
-        help="Accept a `pg_dump` of a newer major than the server, or of an older minor. Otherwise only the "
-        "server's own major, not older than its minor, will do.",
-    ),
 )

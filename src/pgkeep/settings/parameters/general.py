@@ -112,7 +112,8 @@ PARAMETERS = (
         places=_ANY | Place.RESTORE,
         verbs=_JOBS,
         example="/usr/lib/postgresql/17/bin",
-        help="Directory of PostgreSQL's own programs (`pg_dump`, `pg_ctl`, ...). Their major must suit the server's.",
+        help="Directory of PostgreSQL's own programs (`pg_dump`, `pg_ctl`, ...). A dump uses those of the server's "
+        "major and not older than the server; a newer major is used only when its directory is named here.",
     ),
     Parameter(
         name="unix_user",

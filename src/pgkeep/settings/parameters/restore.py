@@ -391,6 +391,18 @@ PARAMETERS = (
         "place for what must not be in a catalog.",
     ),
     Parameter(
+        name="restore_globals",
+        kind=Kind.BOOL,
+        group=Group.RESTORE,
+        default=False,
+        modes=DUMP_MODES,
+        places=_ONE_RESTORE,
+        verbs=_RESTORE,
+        menu=34,
+        example="yes",
+        help="Create the roles and tablespaces of the backup first. Those that exist get the attributes that they had.",
+    ),
+    Parameter(
         name="backup_id",
         kind=Kind.TEXT,
         group=Group.RESTORE,
