@@ -93,7 +93,7 @@ def test_other_content_is_refused_and_changes_nothing(archive: WalArchive) -> No
 def test_other_history_of_the_same_timeline_is_refused(archive: WalArchive) -> None:
     """Two promotions that chose the same timeline do not overwrite each other's history."""
     archive.put("00000002.history", [HISTORY])
-    with pytest.raises(ArchiveError, match="^the archive already holds 00000002.history with other content$"):
+    with pytest.raises(ArchiveError, match=r"^the archive already holds 00000002\.history with other content$"):
         archive.put("00000002.history", [b"1\t0/4000000\tno recovery target specified\n"])
     assert archive.history(Timeline(2)) == HISTORY
     assert archive.history(Timeline(3)) is None

@@ -48,7 +48,7 @@ def test_ranges_show_holes_and_timelines(tmp_path: Path) -> None:
     found = [(r.timeline, r.first.number, r.last.number, r.segments) for r in wal_holdings.ranges(archive)]
     assert found == [(1, 1, 3, 3), (1, 5, 5, 1), (1, 4094, 4096, 3), (2, 5, 6, 2)]
     assert wal_holdings.partial_segments(archive, Timeline(1)) == [segment_at(4)]
-    assert [file.name for file in wal_holdings.files(archive, Timeline(2))][0] == "00000002.history"
+    assert next(file.name for file in wal_holdings.files(archive, Timeline(2))) == "00000002.history"
 
 
 def test_held_through_ends_at_the_first_hole(tmp_path: Path) -> None:
