@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgkeep.errors import SettingsError
-from pgkeep.settings import Rank, parse_config, read_config, read_profile, resolve
+from pgkeep.settings import Rank, parse_config, profile_path, read_config, read_profile, resolve
 
 SAMPLE = """\
 \ufeff# a comment
@@ -194,6 +194,13 @@ def test_odd_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SettingsError) as caught:
             read_config(str(path))
         assert str(caught.value) == problem
+
+
+def test_profiles_stand_beside_the_configuration_file() -> None:
+    """A profile is found by its name alone."""
+    assert (
+        profile_path(parse_config("", "/opt/bacula/etc/pgkeep.conf"), "drill") == "/opt/bacula/etc/restore.d/drill.conf"
+    )
 
 
 def test_profile_has_one_section(tmp_path: Path) -> None:

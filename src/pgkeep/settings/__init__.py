@@ -15,7 +15,7 @@ from pgkeep.settings.assignment import (
     Rank,
     assignments,
 )
-from pgkeep.settings.ini import DEFAULT_PATH, ConfigFile, parse_config, read_config, read_profile
+from pgkeep.settings.ini import DEFAULT_PATH, ConfigFile, parse_config, profile_path, read_config, read_profile
 from pgkeep.settings.options import CliOption, cli_options, from_flags
 from pgkeep.settings.parameter import MODES, VERBS, Group, Kind, Parameter, Place
 from pgkeep.settings.plugin_line import PluginLine, masked, parse_plugin_line, render_for_director, render_plugin_line
@@ -55,6 +55,7 @@ __all__ = [
     "parse_config",
     "parse_plugin_line",
     "parse_value",
+    "profile_path",
     "read_config",
     "read_profile",
     "render_for_director",

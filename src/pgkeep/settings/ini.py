@@ -68,6 +68,11 @@ def read_profile(path: str) -> ConfigFile:
     return parse_config(text, path, file_mode, is_profile=True)
 
 
+def profile_path(config: ConfigFile, name: str) -> str:
+    """Return the path of the restore profile *name*, a value of ``profile``: beside the configuration file."""
+    return os.path.join(os.path.dirname(config.path), "restore.d", f"{name}.conf")
+
+
 def parse_config(text: str, path: str, file_mode: int = 0o600, *, is_profile: bool = False) -> ConfigFile:
     """
     Return *text* taken apart.

@@ -206,7 +206,7 @@ def _sample_section(groups: Sequence[Group]) -> list[str]:
 def _sample_entry(parameter: Parameter) -> list[str]:
     notes = [expected_range(parameter)] if expected_range(parameter) else []
     if parameter.modes and parameter.modes != MODES:
-        notes.append(f"modes {', '.join(parameter.modes)}")
+        notes.append(f"{'mode' if len(parameter.modes) == 1 else 'modes'} {', '.join(parameter.modes)}")
     has_default = parameter.default is not None and parameter.default != ()
     if not has_default:
         notes.append(f"default: {parameter.default_text or 'none'}")

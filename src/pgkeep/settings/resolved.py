@@ -28,7 +28,7 @@ class Resolved:
 
     Attributes:
         given: Canonical name to setting, for what is not a default.
-        warnings: One line each, in the order of the table; for the job log.
+        warnings: One line each, for the job log.
     """
 
     given: Mapping[str, Setting]

@@ -36,7 +36,7 @@ def apply_rules(given: dict[str, Setting], *, verb: str) -> tuple[dict[str, Sett
     Return *given* with its consequences, and warnings.
 
     Raises:
-        SettingsError, UsageError: Two parameters contradict each other; the class is that of the later one's origin.
+        SettingsError, UsageError: Two parameters contradict each other.
     """
     job = _Job(verb, dict(given))
     for rule in _RULES.get(verb, ()):

@@ -269,6 +269,6 @@ PARAMETERS = (
         places=_ANY,
         verbs=("backup", "check", "receive"),
         example="pg-standby-01.example.net,pg-standby-02.example.net",
-        help="Hosts to try in turn for a standby when `backup_from_standby` is set.",
+        help="Hosts to try in turn for a standby. Naming one sets `backup_from_standby`, unless that is given as `no`.",
     ),
 )
