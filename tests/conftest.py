@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.lab.cluster import Cluster, MakeCluster
 from tests.lab.installation import Installation
@@ -16,6 +17,10 @@ from tests.lab.server_user import ServerUser, server_directory
 from tests.lab.server_user import server_user as current_server_user
 from tests.lab.servers import DEFAULT_MAJORS, MAJORS
 from tests.lab.servers import installation as find_installation
+
+# A busy machine is no reason to fail; a failure elsewhere must be possible to repeat here.
+settings.register_profile("pgkeep", deadline=None, print_blob=True)
+settings.load_profile("pgkeep")
 
 _CONDITION = re.compile(r"(>=|<=|==|!=|<|>)\s*(\d+)")
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
@@ -47,6 +52,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if all(_fits(major, mark.args[0]) for mark in metafunc.definition.iter_markers("pg"))
     ]
     metafunc.parametrize("major", majors, ids=[f"pg{major}" for major in majors], scope="session", indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that differ by major, so that ``-m majors`` runs them alone."""
+    for item in items:
+        if "major" in getattr(item, "fixturenames", ()):
+            item.add_marker("majors")
 
 
 def _chosen_majors(config: pytest.Config) -> list[int]:
