@@ -27,7 +27,7 @@ class UnnamedFile:
 
     Args:
         directory: Descriptor of the directory; stays the caller's.
-        file_mode: Permission bits.
+        file_mode: Permission bits, whatever the umask.
     """
 
     def __init__(self, directory: int, *, file_mode: int = 0o600) -> None:
@@ -42,6 +42,7 @@ class UnnamedFile:
             self._temporary_name = _temporary_name()
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
             self.fd = os.open(self._temporary_name, flags, file_mode, dir_fd=directory)
+        os.fchmod(self.fd, file_mode)
 
     @property
     def is_unnamed(self) -> bool:
