@@ -119,13 +119,18 @@ class SealedWriter:
             self._put(self._frame.flush())
             self._frame = None
 
+    def append_frames(self, stored: bytes | bytearray | memoryview) -> None:
+        """Append whole zstd frames as they are; the current frame must have been ended."""
+        assert self._frame is None
+        self._put(stored)
+
     def finish(self) -> str:
         """Write the seal; return the BLAKE3 of the whole file, seal included, as 64 hexadecimal digits."""
         self.end_frame()
         self._put(SEAL_START + self._digest.digest())
         return str(self._digest.hexdigest())
 
-    def _put(self, stored: bytes) -> None:
+    def _put(self, stored: bytes | bytearray | memoryview) -> None:
         if stored:
             self._file.write(stored)
             self._digest.update(stored)

@@ -1,0 +1,395 @@
+"""The vault and its clusters: made, opened, listed, written to and read from."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import shutil
+import tomllib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from blake3 import blake3
+
+from pgkeep.errors import BackupUnusable, VaultError
+from pgkeep.pg.lsn import SystemIdentifier
+from pgkeep.streams.record import FileEntry, Level, RecordHead
+from pgkeep.vault.file_index import FileIndex
+from pgkeep.vault.layout import (
+    BACKUPS_DIRECTORY,
+    CLUSTER_FILE,
+    MANIFEST_FILE,
+    PIN_FILE,
+    VAULT_FILE,
+    VAULT_FORMAT,
+    WAL_DIRECTORY,
+    WRITING_FILE,
+    check_backup_id,
+    check_cluster_name,
+    is_backup_id,
+)
+from pgkeep.vault.lock import BACKUP_LOCK, CLUSTER_LOCK, Lock, is_locked
+from pgkeep.vault.sink import VaultSink
+from pgkeep.vault.stored_backup import StoredBackup, read_head
+from pgkeep.vault.unnamed_file import UnnamedFile, write_all
+from pgkeep.vault.volume import write_error
+from pgkeep.vault.wal_archive import WalArchive
+
+
+class ClusterIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Which cluster a directory of the vault is for.
+
+    Attributes:
+        system_identifier: As text, since JSON's numbers end at 2**53.
+        major: PostgreSQL's major version when the cluster was added.
+        block_size: Bytes of a page.
+        wal_segment_size: Bytes of a WAL segment.
+        vault_id: Of the vault that it belongs to; filled in when it is added.
+        created: When it was added; ISO-8601, UTC; filled in when it is added.
+    """
+
+    system_identifier: str
+    major: int
+    block_size: int = 8192
+    wal_segment_size: int = 16 << 20
+    vault_id: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A backup whose record cannot be read, and why."""
+
+    backup_id: str
+    error: BackupUnusable
+
+
+class Vault:
+    """
+    An embedded repository of backups and WAL.
+
+    Attributes:
+        path: Its directory.
+        id: Given when it was made.
+    """
+
+    def __init__(self, path: Path, vault_id: str) -> None:
+        self.path = path
+        self.id = vault_id
+
+    @classmethod
+    def create(cls, path: Path) -> Vault:
+        """Make a vault in the directory *path*, which is absent or empty; raise VaultError otherwise."""
+        path = path.absolute()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                if (path / VAULT_FILE).exists():
+                    raise VaultError(f"there is a vault at {path} already")
+                raise VaultError(f"cannot make a vault at {path}: the directory is not empty")
+            vault_id = str(uuid.uuid4())
+            _write_durably(path / VAULT_FILE, _render_vault_file(vault_id))
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise write_error(path / VAULT_FILE, error) from error
+        return cls(path, vault_id)
+
+    @classmethod
+    def open(cls, path: Path) -> Vault:
+        """Return the vault at *path*; raise VaultError when there is none, or one that this version cannot read."""
+        path = path.absolute()
+        file = path / VAULT_FILE
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError as error:
+            raise VaultError(f"there is no vault at {path}", hint='make one with "pgkeep init"') from error
+        except OSError as error:
+            raise VaultError(f"cannot read {file}: {error.strerror}") from error
+        try:
+            fields = tomllib.loads(content.decode())
+            vault_format, vault_id = fields["format"], str(uuid.UUID(fields["id"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VaultError(f"{file} is damaged: {error}") from error
+        if vault_format != VAULT_FORMAT:
+            raise VaultError(f"the vault at {path} has format {vault_format}, this version reads {VAULT_FORMAT}")
+        return cls(path, vault_id)
+
+    def clusters(self) -> list[str]:
+        """Return the names of the clusters, sorted."""
+        try:
+            return sorted(entry.name for entry in self.path.iterdir() if (entry / CLUSTER_FILE).exists())
+        except OSError as error:
+            raise VaultError(f"cannot list {self.path}: {error.strerror}") from error
+
+    def cluster(self, name: str) -> ClusterVault:
+        """Return the cluster called *name*; raise VaultError when the vault has none or its identity is damaged."""
+        directory = self.path / check_cluster_name(name)
+        file = directory / CLUSTER_FILE
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError as error:
+            known = ", ".join(self.clusters()) or "none"
+            raise VaultError(
+                f'the vault at {self.path} has no cluster "{name}": it has {known}', hint='add one with "pgkeep init"'
+            ) from error
+        except OSError as error:
+            raise VaultError(f"cannot read {file}: {error.strerror}") from error
+        identity = _parse_cluster_file(content, file)
+        if identity.vault_id != self.id:
+            raise VaultError(f"{file} belongs to vault {identity.vault_id}, but {VAULT_FILE} says {self.id}")
+        return ClusterVault(directory, identity)
+
+    def create_cluster(self, name: str, identity: ClusterIdentity) -> ClusterVault:
+        """Add the cluster called *name*; raise VaultError when the vault has one of that name."""
+        directory = self.path / check_cluster_name(name)
+        if (directory / CLUSTER_FILE).exists():
+            raise VaultError(f'the vault at {self.path} has a cluster "{name}" already')
+        SystemIdentifier(int(identity.system_identifier))
+        created = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        identity = msgspec.structs.replace(identity, vault_id=self.id, created=created)
+        try:
+            for path in (directory, directory / BACKUPS_DIRECTORY, directory / WAL_DIRECTORY):
+                path.mkdir(mode=0o700, exist_ok=True)
+            _sync_directory(self.path)
+            _write_durably(directory / CLUSTER_FILE, _render_cluster_file(identity))
+        except OSError as error:
+            raise write_error(directory / CLUSTER_FILE, error) from error
+        return ClusterVault(directory, identity)
+
+
+class ClusterVault:
+    """
+    What the vault holds of one cluster. Indexes that it builds are dropped by ``close``.
+
+    Attributes:
+        directory: The cluster's directory.
+        name: Its name.
+        identity: Which cluster it is.
+        archive: Its WAL archive.
+    """
+
+    def __init__(self, directory: Path, identity: ClusterIdentity) -> None:
+        self.directory = directory
+        self.name = directory.name
+        self.identity = identity
+        self.archive = WalArchive(
+            directory / WAL_DIRECTORY,
+            system_identifier=SystemIdentifier(int(identity.system_identifier)),
+            segment_size=identity.wal_segment_size,
+        )
+        self._indexes: dict[str, FileIndex] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the indexes."""
+        while self._indexes:
+            self._indexes.popitem()[1].close()
+
+    def lock(self, *, shared: bool, verb: str, wait_seconds: float = 0.0) -> Lock:
+        """Lock the cluster: shared for readers, exclusive for deletes; raise VaultBusy when somebody is in the way."""
+        return Lock(self.directory, CLUSTER_LOCK, shared=shared, verb=verb, wait_seconds=wait_seconds)
+
+    def begin_backup(
+        self, backup_id: str, *, workers: int = 2, compression_level: int = 1, wait_seconds: float = 0.0
+    ) -> VaultSink:
+        """
+        Begin to write the backup *backup_id*; leave the sink without ``commit`` and there is none.
+
+        Raises:
+            VaultBusy: Another backup is being written, or something is being deleted.
+            VaultError: There is a backup of that id, or the vault cannot be written.
+        """
+        directory = self.backup_directory(backup_id)
+        locks = [Lock(self.directory, CLUSTER_LOCK, shared=True, verb="backup", wait_seconds=wait_seconds)]
+        try:
+            locks.append(Lock(self.directory, BACKUP_LOCK, shared=False, verb="backup", wait_seconds=wait_seconds))
+            self._make_backup_directory(directory)
+            return VaultSink(
+                directory,
+                backup_id,
+                locks=locks,
+                workers=workers,
+                compression_level=compression_level,
+                archive=self.archive,
+                file_index=self.file_index,
+            )
+        except BaseException:
+            for lock in locks:
+                lock.release()
+            raise
+
+    def backup_directory(self, backup_id: str) -> Path:
+        """Return the directory of a backup, which need not exist."""
+        return self.directory / BACKUPS_DIRECTORY / check_backup_id(backup_id)
+
+    def backups(self) -> list[RecordHead]:
+        """Return the heads of all backups, oldest first; raise BackupUnusable for the first that cannot be read."""
+        heads = []
+        for found in self.scan_backups():
+            if isinstance(found, Unreadable):
+                raise found.error
+            heads.append(found)
+        return heads
+
+    def scan_backups(self) -> Iterator[RecordHead | Unreadable]:
+        """Yield the head of each backup, oldest first, and for a damaged record the reason."""
+        for backup_id in self._listed():
+            try:
+                yield read_head(self.backup_directory(backup_id))
+            except FileNotFoundError:
+                continue
+            except BackupUnusable as error:
+                yield Unreadable(backup_id, error)
+
+    def leftovers(self) -> list[str]:
+        """Return the ids of directories that killed jobs and interrupted deletes left, oldest first."""
+        found = []
+        for backup_id in self._listed():
+            directory = self.backup_directory(backup_id)
+            # The lock first: a job that commits between the two looks then has its record at the second.
+            if not is_locked(directory / WRITING_FILE) and not (directory / MANIFEST_FILE).exists():
+                found.append(backup_id)
+        return found
+
+    def head(self, backup_id: str) -> RecordHead:
+        """Return the head of one backup; raise VaultError when there is no such backup."""
+        try:
+            return read_head(self.backup_directory(backup_id))
+        except FileNotFoundError as error:
+            raise self._no_backup(backup_id) from error
+
+    def open_backup(self, backup_id: str) -> StoredBackup:
+        """Return one backup, open for reading, its whole record checked; raise VaultError when there is none."""
+        directory = self.backup_directory(backup_id)
+        if not (directory / MANIFEST_FILE).exists():
+            raise self._no_backup(backup_id)
+        return StoredBackup(directory)
+
+    def file_index(self, backup_id: str) -> FileIndex:
+        """Return the index over the file list of one backup; it is built once."""
+        if backup_id not in self._indexes:
+            with self.open_backup(backup_id) as backup:
+                self._indexes[backup_id] = FileIndex(backup.lines(), name=f"the record of backup {backup_id}")
+        return self._indexes[backup_id]
+
+    def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> HeldBackup | None:
+        """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
+        newest = None
+        for head in self.scan_backups():
+            if not isinstance(head, RecordHead) or head.mode != mode or head.level not in levels:
+                continue
+            if head.has_files or not with_files:
+                newest = head
+        return None if newest is None else HeldBackup(self, newest)
+
+    def pin(self, backup_id: str, *, reason: str = "") -> None:
+        """Keep *backup_id* and what it needs from being expired."""
+        self.head(backup_id)
+        try:
+            _write_durably(self.backup_directory(backup_id) / PIN_FILE, f"{reason}\n".encode())
+        except OSError as error:
+            raise write_error(self.backup_directory(backup_id) / PIN_FILE, error) from error
+
+    def unpin(self, backup_id: str) -> None:
+        """Let *backup_id* expire again; nothing happens when it was not pinned."""
+        self.head(backup_id)
+        path = self.backup_directory(backup_id) / PIN_FILE
+        try:
+            path.unlink(missing_ok=True)
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def is_pinned(self, backup_id: str) -> bool:
+        """Tell whether *backup_id* is pinned."""
+        return (self.backup_directory(backup_id) / PIN_FILE).exists()
+
+    def _listed(self) -> list[str]:
+        directory = self.directory / BACKUPS_DIRECTORY
+        try:
+            return sorted(name for name in os.listdir(directory) if is_backup_id(name))
+        except OSError as error:
+            raise VaultError(f"cannot list {directory}: {error.strerror}") from error
+
+    def _no_backup(self, backup_id: str) -> VaultError:
+        return VaultError(f'cluster {self.name} has no backup "{backup_id}"', hint=f'run "pgkeep info {self.name}"')
+
+    def _make_backup_directory(self, directory: Path) -> None:
+        try:
+            if directory.exists() and not (directory / MANIFEST_FILE).exists():
+                # The backup lock is held, so whoever wrote there is dead.
+                shutil.rmtree(directory)
+            directory.mkdir(mode=0o700)
+            _sync_directory(directory.parent)
+        except FileExistsError as error:
+            raise VaultError(f"cluster {self.name} has a backup {directory.name} already") from error
+        except OSError as error:
+            raise write_error(directory, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBackup:
+    """An earlier backup that a new one may build on."""
+
+    cluster: ClusterVault
+    head: RecordHead
+
+    def file(self, path: str) -> FileEntry | None:
+        """Return what its record says of the file at virtual *path*; None when it names no such file."""
+        return self.cluster.file_index(self.head.backup_id).get(path)
+
+
+def _render_vault_file(vault_id: str) -> bytes:
+    return (
+        f'# A vault of pgkeep. Each backup in it has a RESTORE.md.\nformat = {VAULT_FORMAT}\nid = "{vault_id}"\n'
+    ).encode()
+
+
+def _render_cluster_file(identity: ClusterIdentity) -> bytes:
+    line = msgspec.json.encode(identity) + b"\n"
+    return line + f"{blake3(line).hexdigest()}\n".encode()
+
+
+def _parse_cluster_file(content: bytes, file: Path) -> ClusterIdentity:
+    line, newline, seal = content.partition(b"\n")
+    expected = f"{blake3(line + newline).hexdigest()}\n".encode()
+    if not newline or seal != expected:
+        raise VaultError(f"{file} is damaged: its BLAKE3 is {expected[:16].decode()}, it says {seal[:16]!r}")
+    try:
+        return msgspec.json.decode(line, type=ClusterIdentity)
+    except msgspec.DecodeError as error:
+        raise VaultError(f"{file} is damaged: {error}") from error
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.closing(UnnamedFile(directory)) as file:
+            write_all(file.fd, content)
+            os.fsync(file.fd)
+            file.publish_over(path.name)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
