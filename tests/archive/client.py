@@ -28,9 +28,8 @@ def build_client(directory: Path, *, flags: Sequence[str] = ()) -> Path:
     strict = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-pedantic"]
     subprocess.run([compiler, *strict, *flags, "-o", str(program), str(SOURCE)], check=True)
     front = directory / "pgkeep"
-    front.write_text(
-        f"#!/bin/sh\nPYTHONPATH='{ROOT / 'src'}' exec '{sys.executable}' '{Path(__file__).parent / 'pgkeep_stand_in.py'}' \"$@\"\n"
-    )
+    stand_in = Path(__file__).with_name("pgkeep_stand_in.py")
+    front.write_text(f"#!/bin/sh\nPYTHONPATH='{ROOT / 'src'}' exec '{sys.executable}' '{stand_in}' \"$@\"\n")
     front.chmod(0o755)
     return program
 

@@ -48,7 +48,7 @@ def main() -> int:
         else:
             archive_push(archive, Path(options.operands[0]))
     except PgkeepError as error:
-        print(f"pgkeep: {error}", file=sys.stderr)
+        sys.stderr.write(f"pgkeep: {error}\n")
         return failure_status(error) if is_get else error.exit_status
     if options.for_client:
         start_service(
