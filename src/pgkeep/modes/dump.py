@@ -21,7 +21,7 @@ from pgkeep.errors import ServerError, ToolError
 from pgkeep.modes.contract import BackupRequest, History, Plan
 from pgkeep.modes.dump_names import GLOBALS, encode_name, is_named, select_names
 from pgkeep.modes.dump_staging import check_space, size_text, staging_directory
-from pgkeep.server.client_program import ClientProgram, client_environment
+from pgkeep.server.client_program import ClientProgram, ProgramFailed, client_environment
 from pgkeep.server.connection import Server
 from pgkeep.server.database import DatabaseProperties, list_databases, lock_holders, refusal_as_error
 from pgkeep.server.pg_dump import (
@@ -39,6 +39,8 @@ from pgkeep.streams.record import Database, Level, RecordHead, new_backup_id
 
 _WARNINGS_TOLD = 20
 """How many of one child's warnings go into the job log."""
+_LOCK_SIGNS = ("LOCK TABLE", "could not obtain lock on relation")
+"""What pg_dump says itself when a lock is not given; the server's part of the message may be translated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,14 +369,22 @@ class DumpSource:
         return bool(self._server.value(query, [database.oid, database.name]))
 
     def _with_blockers(self, error: ToolError, database: DatabaseProperties) -> ToolError:
-        """Return *error* with who holds the lock that pg_dump waited for, where that was the trouble."""
-        if "lock timeout" not in error.message:
+        """Return the error that names who holds the lock that pg_dump waited for, where that was the trouble."""
+        if not isinstance(error, ProgramFailed) or not any(
+            sign in line for line in error.complaints for sign in _LOCK_SIGNS
+        ):
             return error
-        with contextlib.suppress(ServerError), refusal_as_error("cannot look for the holder"):
-            holders = lock_holders(self._server.sql, database.oid)
-            if holders:
-                return ToolError(error.message, hint=f"{'; '.join(holders)}; {error.hint}")
-        return error
+        holders: list[str] = []
+        with contextlib.suppress(ServerError):
+            session = self._server.session(dbname=database.name)
+            with contextlib.closing(session), refusal_as_error("cannot look for the holder"):
+                holders = lock_holders(session)
+        waited = f"{self._plan.command.lock_wait_timeout_seconds:g} s"
+        advice = "raise lock_wait_timeout or run the job at another time"
+        return ToolError(
+            f'{_task(database)} did not get its lock on a table within {waited}',
+            hint="; ".join([*holders, advice]),
+        )
 
     def _tell(self, database: DatabaseProperties, size_bytes: int, seconds: float) -> None:
         self._plan.request.say(

@@ -33,6 +33,7 @@ _STDERR_BYTES = 32 << 10
 _END_SECONDS = 10.0
 """How long a child may take to cancel its query and leave before it is killed."""
 _NOT_PASSED = frozenset({"dbname", "password", "passfile", "service", "servicefile", "options", "client_encoding"})
+_REASON = "Error message from server: "
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -74,6 +75,14 @@ def conninfo_for(dbname: str) -> str:
     """Return what ``--dbname`` takes for *dbname*; a bare name with ``=`` in it would be read as a connection string."""
     escaped = dbname.replace("\\", "\\\\").replace("'", "\\'")
     return f"dbname='{escaped}'"
+
+
+class ProgramFailed(ToolError):
+    """A child ended with an error; *complaints* are the lines of its standard error."""
+
+    def __init__(self, message: str, *, hint: str = "", complaints: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.complaints = tuple(complaints)
 
 
 class ClientProgram:
@@ -182,13 +191,14 @@ class ClientProgram:
         if status != 0:
             raise self.failure(status)
 
-    def failure(self, status: int, complaints: Sequence[str] | None = None) -> ToolError:
+    def failure(self, status: int, complaints: Sequence[str] | None = None) -> ProgramFailed:
         """Return the error that says how the child ended with *status*; *complaints* instead of all it told."""
         lines = self.complaints if complaints is None else complaints
         if status < 0:
-            return ToolError(f"{self.task} was ended by signal {-status} ({signal.Signals(-status).name})")
-        told = first_error(lines)
-        return ToolError(f"{self.task} ended with status {status}: {told}", hint=_advice("\n".join(lines)))
+            name = signal.Signals(-status).name
+            return ProgramFailed(f"{self.task} was ended by signal {-status} ({name})", complaints=lines)
+        message = f"{self.task} ended with status {status}: {first_error(lines)}"
+        return ProgramFailed(message, hint=_advice("\n".join(lines)), complaints=lines)
 
     def _end(self) -> None:
         if self._child.poll() is None:
@@ -209,12 +219,14 @@ class ClientProgram:
 
 
 def first_error(lines: Sequence[str]) -> str:
-    """Return the line of *lines* that says what went wrong, without the program's name; ``silent`` when there is none."""
+    """Return what *lines* say went wrong, in one line without the program's name; ``silent`` when there are none."""
     errors = [line for line in lines if "error:" in line or "ERROR:" in line or "FATAL:" in line]
     chosen = (errors or lines or ["silent"])[0]
-    for mark in (" error: ", "detail: "):
-        chosen = chosen.partition(mark)[2] or chosen
-    return chosen.strip().rstrip(".")
+    chosen = chosen.partition(" error: ")[2] or chosen
+    chosen = chosen.strip().rstrip(".")
+    # When a connection breaks, the reason is told in a line of its own.
+    reason = next((line.partition(_REASON)[2].strip() for line in lines if _REASON in line), "")
+    return f"{chosen} ({reason})" if reason and reason not in chosen else chosen
 
 
 def _advice(text: str) -> str:
@@ -225,7 +237,6 @@ def _advice(text: str) -> str:
 
 
 _ADVICE = (
-    ("lock timeout", "another session holds the table; raise lock_wait_timeout or run the job at another time"),
     ("permission denied for large object", 'give the role rights on large objects: run "pgkeep grants --mode dump"'),
     ("row-level security policy", 'give the role BYPASSRLS: run "pgkeep grants --mode dump"'),
     ("permission denied", 'give the role the rights that "pgkeep grants --mode dump" prints'),

@@ -235,25 +235,22 @@ def sessions_in(connection: psycopg.Connection[Any], name: str) -> int:
     return int(row[0]) if row is not None else 0
 
 
-def lock_holders(connection: psycopg.Connection[Any], database_oid: int) -> list[str]:
-    """
-    Return who holds or waits for a lock that keeps pg_dump from reading a table, longest transaction first.
-
-    Args:
-        connection: A session in any database.
-        database_oid: The database that is dumped.
-    """
+def lock_holders(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return who holds or waits for a lock that keeps pg_dump from a table of *connection*'s database, longest first."""
     rows = connection.execute(
         """
-        SELECT DISTINCT a.pid, coalesce(a.usename::text, '?'), coalesce(nullif(a.application_name, ''), 'no name'),
-               CASE WHEN l.granted THEN 'holds' ELSE 'waits for' END, a.xact_start
-        FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-        WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.database = %s
-        ORDER BY a.xact_start LIMIT 5
-        """,
-        [database_oid],
+        SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(nullif(a.application_name, ''), 'no name'),
+               CASE WHEN l.granted THEN 'holds' ELSE 'waits for' END, l.relation::regclass::text
+        FROM pg_catalog.pg_locks l
+        JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+        JOIN pg_catalog.pg_class c ON c.oid = l.relation
+        JOIN pg_catalog.pg_database d ON d.oid = l.database
+        WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND d.datname = current_database()
+          AND c.relkind IN ('r', 'p', 'S', 'v', 'm', 'f')
+        ORDER BY a.xact_start, 5 LIMIT 3
+        """
     ).fetchall()
-    return [f"session {row[0]} ({row[1]}, {row[2]}) {row[3]} an exclusive lock" for row in rows]
+    return [f"session {row[0]} ({row[1]}, {row[2]}) {row[3]} an exclusive lock on {row[4]}" for row in rows]
 
 
 @contextlib.contextmanager
