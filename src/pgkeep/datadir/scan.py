@@ -95,6 +95,7 @@ class Scan:
         root: str,
         version_directory: str,
         required_tablespaces: Collection[int] = (),
+        left_out: Collection[int] = (),
         emptied: frozenset[str] = names.EMPTIED_DIRECTORIES,
         warn: Callable[[str], None],
     ) -> None:
@@ -107,6 +108,7 @@ class Scan:
                 ``<root>/tblspc/<oid>/…``.
             version_directory: The directory inside each tablespace that belongs to this server.
             required_tablespaces: OIDs that the catalog lists; one that is not on disk ends the walk.
+            left_out: OIDs of tablespaces that shall not be in the backup.
             emptied: Names of directories that the backup holds empty.
             warn: Takes one line about what the backup cannot hold.
 
@@ -119,7 +121,8 @@ class Scan:
         self._version_directory = version_directory
         self._emptied = emptied
         self._warn = warn
-        self.tablespaces = tuple(self._find_tablespaces(frozenset(required_tablespaces)))
+        found = self._find_tablespaces(frozenset(required_tablespaces))
+        self.tablespaces = tuple(tablespace for tablespace in found if tablespace.oid not in left_out)
         self._elsewhere = self._tablespace_identities()
 
     def files(self) -> Iterator[ScannedFile]:

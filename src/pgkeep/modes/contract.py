@@ -137,6 +137,10 @@ class Mode(Protocol):
     levels: frozenset[Level]
     """Levels that differ from a Full; another level is made as a Full, which the log says."""
 
+    def options(self, value_of: Callable[[str], Any]) -> Any:
+        """Return the mode's options; *value_of* gives the value of a parameter by its canonical name."""
+        ...
+
     def plan(self, request: BackupRequest, *, server: Server, history: History) -> Plan:
         """Return what will be done, or refuse with the reason and what to do about it."""
         ...

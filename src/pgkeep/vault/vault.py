@@ -146,6 +146,20 @@ class Vault:
             raise VaultError(f"{file} belongs to vault {identity.vault_id}, but {VAULT_FILE} says {self.id}")
         return ClusterVault(directory, identity)
 
+    def rename_cluster(self, name: str, new_name: str) -> str:
+        """Call the cluster *name* by *new_name*; return that. Raise VaultError when it is taken or somebody works there."""
+        check_cluster_name(new_name)
+        cluster = self.cluster(name)
+        if (self.path / new_name).exists():
+            raise VaultError(f'the vault at {self.path} has a cluster "{new_name}" already')
+        with cluster.lock(shared=False, verb="init"):
+            try:
+                os.rename(cluster.directory, self.path / new_name)
+                _sync_directory(self.path)
+            except OSError as error:
+                raise write_error(cluster.directory, error) from error
+        return new_name
+
     def create_cluster(self, name: str, identity: ClusterIdentity) -> ClusterVault:
         """Add the cluster called *name*; raise VaultError when the vault has one of that name."""
         directory = self.path / check_cluster_name(name)

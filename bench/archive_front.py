@@ -1,0 +1,62 @@
+"""
+The two archive commands with explicit options instead of settings, as the command line runs them.
+
+``archive-push|archive-get [--for-client=SOCKET] --archive=DIR --system=N --size=N [--plan=FILE] [--idle=S] …``
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pgkeep.errors import PgkeepError
+from pgkeep.jobs.archive_get import ABSENT, ABSENT_FOR_CLIENT, archive_get, failure_status
+from pgkeep.jobs.archive_push import archive_push
+from pgkeep.jobs.archive_service import service_command
+from pgkeep.jobs.archive_socket import start_service
+from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.pg.lsn import SystemIdentifier
+from pgkeep.vault.wal_archive import WalArchive
+
+
+def main() -> int:
+    """Run one command as the command line does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("verb", choices=["archive-push", "archive-get"])
+    parser.add_argument("--for-client", type=Path)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--system", type=int, required=True)
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--plan", type=Path)
+    parser.add_argument("--idle", type=float, default=20)
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("operands", nargs="+")
+    options = parser.parse_args()
+    if options.log:
+        with options.log.open("a") as file:
+            file.write(f"{options.verb} {options.operands[0]}\n")
+    archive = WalArchive(options.archive, system_identifier=SystemIdentifier(options.system), segment_size=options.size)
+    is_get = options.verb == "archive-get"
+    try:
+        status = 0
+        if is_get:
+            plan = WalPlan.read(options.plan) if options.plan else None
+            name, target = options.operands
+            if not archive_get(archive, name, Path(target), plan=plan):
+                status = ABSENT_FOR_CLIENT if options.for_client else ABSENT
+        else:
+            archive_push(archive, Path(options.operands[0]))
+    except PgkeepError as error:
+        sys.stderr.write(f"pgkeep: {error}\n")
+        return failure_status(error) if is_get else error.exit_status
+    if options.for_client:
+        start_service(
+            options.for_client,
+            service_command(archive, options.for_client, plan_path=options.plan, idle_timeout_seconds=options.idle),
+        )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""``pgkeep backup``."""
+
+from __future__ import annotations
+
+import datetime as dt
+from contextlib import AbstractContextManager
+
+from pgkeep.cli.door import Call
+from pgkeep.cli.output import print_json, say, warn
+from pgkeep.cli.progress import ProgressSink
+from pgkeep.jobs.backup import RecordingSink, backup
+from pgkeep.jobs.restore import size_text
+from pgkeep.modes import mode_named
+from pgkeep.modes.contract import BackupRequest, Plan
+from pgkeep.server.connection import Server
+from pgkeep.streams.record import Level, RecordHead, RecordTail
+from pgkeep.vault.history import VaultHistory
+
+LEVELS = {"full": Level.FULL, "differential": Level.DIFFERENTIAL, "incremental": Level.INCREMENTAL}
+
+
+def run(call: Call, *, as_json: bool) -> None:
+    """Make one backup into the vault."""
+    settings = call.settings
+    mode = mode_named(settings.get("mode"))
+    request = BackupRequest(
+        cluster=call.cluster_name,
+        prefix="@postgresql",
+        mode=mode.name,
+        level=LEVELS[settings.get("level")],
+        begin=dt.datetime.now(dt.UTC),
+        options=mode.options(settings.get),
+        say=say,
+        warn=warn,
+    )
+    if request.level is not Level.FULL and request.level not in mode.levels:
+        say(f"mode {mode.name} knows no {request.level.word}: making a Full")
+    with call.cluster() as cluster, Server.open(call.connection()) as server:
+
+        def open_sink(plan: Plan) -> AbstractContextManager[RecordingSink]:
+            sink = cluster.begin_backup(
+                plan.backup_id, workers=call.workers, compression_level=settings.number("zstd_level")
+            )
+            return ProgressSink(sink)
+
+        head, tail = backup(request, mode=mode, server=server, history=VaultHistory(cluster), open_sink=open_sink)
+    _report(head, tail, as_json=as_json)
+
+
+def _report(head: RecordHead, tail: RecordTail, *, as_json: bool) -> None:
+    wal = f", WAL to {head.wal.stop}" if head.wal is not None else ""
+    say(
+        f"backup {head.backup_id} is complete: {tail.files} files, {size_text(tail.bytes)}, "
+        f"{size_text(tail.stored_bytes)} stored{wal}"
+    )
+    if head.is_damaged:
+        warn("the backup holds damaged pages: see above; expire keeps the last backup without any")
+    if as_json:
+        print_json(
+            {
+                "backup_id": head.backup_id,
+                "cluster": head.cluster,
+                "mode": head.mode,
+                "level": head.level.word,
+                "base": head.base,
+                "files": tail.files,
+                "bytes": tail.bytes,
+                "sent_files": tail.sent_files,
+                "sent_bytes": tail.sent_bytes,
+                "stored_bytes": tail.stored_bytes,
+                "start_lsn": head.start_lsn,
+                "stop_lsn": head.stop_lsn,
+                "wal_start": head.wal.start if head.wal is not None else "",
+                "wal_stop": head.wal.stop if head.wal is not None else "",
+                "pages_checked": head.pages_checked,
+                "damaged_pages": sum(damaged.count for damaged in head.damaged),
+                "warnings": head.warnings,
+            }
+        )

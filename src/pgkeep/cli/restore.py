@@ -1,0 +1,197 @@
+"""``pgkeep restore``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pgkeep.cli.door import Call
+from pgkeep.cli.output import print_json, print_line, say, warn
+from pgkeep.cli.progress import Meter
+from pgkeep.errors import RestoreRefused, UsageError
+from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, parse_target_time
+from pgkeep.streams.item import DetachedItem, StreamedItem
+from pgkeep.streams.record import RecordHead
+from pgkeep.vault.vault import ClusterVault
+
+DUMP_SETTINGS = ("target_database", "new_database", "output_dir", "restore_globals")
+
+
+def run(call: Call, *, as_json: bool) -> None:
+    """Restore a cluster, or dumps."""
+    settings = call.settings
+    if not settings.flag("allow_restore"):
+        raise RestoreRefused(
+            "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
+        )
+    with call.cluster() as cluster, cluster.lock(shared=True, verb="restore"):
+        heads = cluster.backups()
+        mode = _restore_mode(call, heads)
+        if mode == "dump":
+            from pgkeep.cli.restore_dump import restore_dumps
+
+            restore_dumps(call, cluster, heads, as_json=as_json)
+        else:
+            restore_cluster(call, cluster, heads, as_json=as_json)
+
+
+def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], *, as_json: bool) -> None:
+    """Restore a cluster from its physical backups."""
+    from pgkeep.jobs.recovery_plan import plan_recovery
+    from pgkeep.jobs.restore import RestoreRequest, prepare, restore
+    from pgkeep.server.tools import toolbox_for_server
+    from pgkeep.vault.wal_view import WalView
+
+    settings, now = call.settings, dt.datetime.now(dt.UTC)
+    target = _target(call, now)
+    view = WalView(cluster.archive)
+    recovery = plan_recovery(
+        [head for head in heads if head.mode == "pitr"],
+        target,
+        view,
+        now=now,
+        backup_id=settings.text("backup_id") or "",
+        find_restore_point=view.restore_point,
+    )
+    base = recovery.base
+    with cluster.open_backup(base.backup_id) as backup:
+        data_directory = Path(settings.text("pgdata_dir") or base.data_directory)
+        request = RestoreRequest(
+            recovery=recovery,
+            tail=backup.tail,
+            data_directory=data_directory,
+            tablespaces=_tablespaces(settings.mapping("tablespace_map"), base),
+            overwrite_existing=settings.flag("overwrite_existing"),
+            start=settings.flag("start_postgresql_after_restore"),
+            restore_command=_restore_command(call),
+            toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=call.bin_dir),
+            timeout_seconds=settings.number("restore_timeout"),
+            workers=call.workers,
+            user=settings.text("unix_user") or "",
+            port=settings.optional_number("port") or 0,
+            say=say,
+            warn=warn,
+        )
+        prepared = prepare(request, now=now)
+        if settings.flag("dry_run_restore"):
+            _print_plan(list(prepared.lines()), as_json=as_json)
+            return
+        for line in prepared.lines():
+            say(line)
+        with Meter("laying down", total_bytes=backup.tail.bytes) as meter:
+            result = restore(prepared, _Metered(backup.items, meter))
+    if as_json:
+        end = result.end
+        print_json(
+            {
+                "backup_id": base.backup_id,
+                "data_directory": str(data_directory),
+                "files": result.files,
+                "bytes": result.bytes,
+                "started": end is not None,
+                "replayed_to": str(end.lsn) if end is not None else "",
+                "timeline": int(end.timeline) if end is not None else int(recovery.timeline),
+                "promoted": end.is_promoted if end is not None else False,
+                "databases": list(result.databases),
+            }
+        )
+
+
+class _Metered:
+    """A supply that tells a meter what passes."""
+
+    def __init__(self, items: Callable[[], Iterator[Any]], meter: Meter) -> None:
+        self._items = items
+        self._meter = meter
+
+    def items(self) -> Iterator[DetachedItem | StreamedItem]:
+        """Yield the items."""
+        for item in self._items():
+            self._meter.add(item.header.size)
+            yield item
+
+
+def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
+    wanted = call.settings.get("restore_mode")
+    if wanted != "auto":
+        if wanted not in ("dump", "pitr"):
+            raise UsageError(f"restore_mode {wanted} is not in this version of pgkeep: expected auto, dump or pitr")
+        return str(wanted)
+    chosen = call.settings.text("backup_id")
+    for head in heads:
+        if head.backup_id == chosen:
+            return head.mode
+    if any(call.settings.is_given(name) for name in DUMP_SETTINGS):
+        return "dump"
+    return "pitr" if any(head.mode == "pitr" for head in heads) or not heads else "dump"
+
+
+def _target(call: Call, now: dt.datetime) -> RecoveryTarget:
+    settings = call.settings
+    timeline = settings.text("target_timeline") or "latest"
+    action = TargetAction(settings.get("recovery_target_action"))
+    inclusive = settings.flag("target_inclusive")
+    kind, value = TargetKind.LATEST, None
+    if settings.flag("skip_wal_replay"):
+        kind = TargetKind.IMMEDIATE
+    elif lsn := settings.text("target_lsn"):
+        kind, value = TargetKind.LSN, Lsn.parse(lsn)
+    elif xid := settings.get("target_xid"):
+        kind, value = TargetKind.XID, int(xid)
+    elif name := settings.text("target_name"):
+        kind, value = TargetKind.NAME, name
+    elif moment := settings.text("target_time"):
+        kind, value = TargetKind.TIME, parse_target_time(moment, local_zone=_local_zone(call), now=now)
+    return RecoveryTarget(kind=kind, value=value, inclusive=inclusive, timeline=timeline, action=action)
+
+
+def _local_zone(call: Call) -> ZoneInfo:
+    """Return the zone of times without an offset: the one that was set, or this host's."""
+    name = call.settings.text("local_timezone") or os.environ.get("TZ", "").removeprefix(":")
+    if name:
+        return ZoneInfo(name)
+    link = os.path.realpath("/etc/localtime")
+    _, found, name = link.partition("/zoneinfo/")
+    return ZoneInfo(name) if found else ZoneInfo("UTC")
+
+
+def _tablespaces(mapping: dict[str, str], base: RecordHead) -> dict[int, Path]:
+    oids = {tablespace.name: tablespace.oid for tablespace in base.tablespaces if tablespace.name}
+    places = {}
+    for key, path in mapping.items():
+        oid = int(key) if key.isdigit() else oids.get(key)
+        if oid is None:
+            known = ", ".join(sorted(oids)) or "none"
+            raise UsageError(f'the backup has no tablespace "{key}": it has {known}')
+        places[oid] = Path(path)
+    return places
+
+
+def _restore_command(call: Call) -> Callable[[Path], str]:
+    """Return what makes the restore_command for the restored server, with everything that it needs spelled out."""
+    program = Path(sys.argv[0]).resolve()
+    client = program.with_name("pgkeep-wal")
+    words = [str(client if client.exists() else program), "archive-get", f"--vault={call.vault_path}"]
+    words.append(f"--cluster={call.cluster_name}")
+
+    def command(plan_path: Path) -> str:
+        # A percent sign in a path would be taken for one of the server's own.
+        quoted = " ".join(shlex.quote(word).replace("%", "%%") for word in (*words, f"--plan={plan_path}"))
+        return f'{quoted} "%f" "%p"'
+
+    return command
+
+
+def _print_plan(lines: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"plan": lines})
+        return
+    for line in lines:
+        print_line(line)

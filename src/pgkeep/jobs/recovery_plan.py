@@ -1,0 +1,251 @@
+"""
+Which backup, which timeline and which WAL bring a cluster back to a target: pure choice, nothing is touched.
+
+A base serves a target when its own end lies before the target on the target's timeline. Among those the newest is
+taken, because it needs the least WAL. What is certainly out of reach is refused here, with the nearest moment that
+is not; what only the WAL's content could tell is left to the replay.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pgkeep.errors import RestoreRefused
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.recovery import RecoveryTarget, TargetKind
+from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.streams.record import RecordHead
+
+XID_HALF = 1 << 31
+
+
+class WalHoldings(Protocol):
+    """What is known of the archived WAL."""
+
+    def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
+        """Return the end of the WAL held without a hole from the segment of *lsn* on; *lsn* when that is missing."""
+        ...
+
+    def histories(self) -> Sequence[TimelineHistory]:
+        """Return the history of every timeline known, timeline 1 included when it has WAL."""
+        ...
+
+    def last_archived(self, timeline: Timeline) -> dt.datetime | None:
+        """Return when the newest segment of *timeline* was archived; None when there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryPlan:
+    """
+    How a target will be reached.
+
+    Attributes:
+        base: The backup whose files are laid down.
+        timeline: The timeline that replay follows.
+        history: Its history.
+        target: What to stop at.
+        wal_start: First LSN that replay needs.
+        archived_end: End of the WAL that the archive holds along the history; *wal_start* when it holds none.
+        wal_end: End of all WAL that is held; replay cannot go further.
+        reach: The newest server time that is known to be before *wal_end*; None when nothing tells.
+        notes: What the reader should know, one line each.
+    """
+
+    base: RecordHead
+    timeline: Timeline
+    history: TimelineHistory
+    target: RecoveryTarget
+    wal_start: Lsn
+    archived_end: Lsn
+    wal_end: Lsn
+    reach: dt.datetime | None
+    notes: list[str] = field(default_factory=list)
+
+
+def held_along(history: TimelineHistory, start_timeline: Timeline, start: Lsn, size: int, wal: WalHoldings) -> Lsn:
+    """
+    Return the end of the WAL that is held without a hole along *history*, from *start* on *start_timeline*.
+
+    A segment in which a switch lies is archived whole under the new timeline's name only, so the walk changes
+    timelines at the start of that segment.
+    """
+    position = start
+    timelines = [fork.timeline for fork in history.entries if fork.timeline >= start_timeline]
+    for timeline in [*timelines, history.timeline]:
+        if timeline < start_timeline:
+            continue
+        fork = history.fork_of(timeline)
+        end = wal.held_through(timeline, position)
+        if fork is None:
+            return end
+        switch_segment_start = Lsn(fork - fork % size)
+        if end < switch_segment_start:
+            return end
+        position = max(switch_segment_start, Lsn(start - start % size))
+    return position
+
+
+def plan_recovery(
+    heads: Sequence[RecordHead],
+    target: RecoveryTarget,
+    wal: WalHoldings,
+    *,
+    now: dt.datetime,
+    backup_id: str = "",
+    find_restore_point: Callable[[str], Lsn | None] | None = None,
+) -> RecoveryPlan:
+    """
+    Choose the base and the timeline for *target*.
+
+    Args:
+        heads: Records of the cluster's physical backups, oldest first.
+        target: What is asked for.
+        wal: The archived WAL.
+        now: The present; aware.
+        backup_id: Take this base and no other; empty to choose.
+        find_restore_point: Looks a restore point's name up in the archived WAL; None when that can't be done.
+
+    Raises:
+        RestoreRefused: No backup, or the target is out of reach; the message names the nearest moment that is not.
+    """
+    usable = [head for head in heads if head.has_files and head.stop_lsn]
+    if not usable:
+        raise RestoreRefused("no base backup to restore from", hint="pgkeep info shows what the vault holds")
+    history = _choose_history(usable, target, wal)
+    on_history = [head for head in usable if history.contains(Timeline(head.timeline), Lsn.parse(head.stop_lsn))]
+    if backup_id:
+        on_history = [head for head in on_history if head.backup_id == backup_id]
+        if not on_history:
+            known = any(head.backup_id == backup_id for head in usable)
+            why = f"does not lie on timeline {history.timeline}" if known else "is not a base backup of this cluster"
+            raise RestoreRefused(f"backup {backup_id} {why}", hint="pgkeep info lists the backups and their timelines")
+    if not on_history:
+        raise RestoreRefused(f"no base backup lies on timeline {history.timeline}")
+    return _check_reach(_choose_base(on_history, target, history, wal, find_restore_point), target, history, wal, now)
+
+
+def _choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: WalHoldings) -> TimelineHistory:
+    histories = {history.timeline: history for history in wal.histories()}
+    for head in usable:
+        timeline = Timeline(head.timeline)
+        if timeline not in histories:
+            histories[timeline] = (
+                TimelineHistory.parse(head.history, timeline=timeline)
+                if head.history
+                else TimelineHistory.single(timeline)
+            )
+    newest = usable[-1]
+    if target.timeline == "current":
+        return histories[Timeline(newest.timeline)]
+    if target.timeline != "latest":
+        wanted = Timeline(int(target.timeline))
+        if wanted not in histories:
+            known = ", ".join(str(int(timeline)) for timeline in sorted(histories))
+            raise RestoreRefused(f"timeline {wanted} is not known: expected one of {known}")
+        return histories[wanted]
+    stop = Lsn.parse(newest.stop_lsn)
+    descending = [history for history in histories.values() if history.contains(Timeline(newest.timeline), stop)]
+    return max(descending, key=lambda history: history.timeline)
+
+
+def _stop_time(head: RecordHead) -> dt.datetime:
+    return dt.datetime.fromisoformat(head.stop_time)
+
+
+def _choose_base(
+    candidates: Sequence[RecordHead],
+    target: RecoveryTarget,
+    history: TimelineHistory,
+    wal: WalHoldings,
+    find_restore_point: Callable[[str], Lsn | None] | None,
+) -> tuple[RecordHead, list[str]]:
+    notes: list[str] = []
+    oldest = candidates[0]
+    if target.kind is TargetKind.TIME:
+        moment = target.time
+        fitting = [head for head in candidates if _stop_time(head) <= moment]
+        if not fitting:
+            raise RestoreRefused(
+                f"target time {moment.isoformat(sep=' ')} is before the end of backup {oldest.backup_id}, "
+                f"which became consistent at {oldest.stop_time}",
+                hint=f"the earliest reachable moment is {oldest.stop_time}",
+            )
+        return fitting[-1], notes
+    if target.kind is TargetKind.LSN:
+        fitting = [head for head in candidates if Lsn.parse(head.stop_lsn) <= target.lsn]
+        if not fitting:
+            raise RestoreRefused(
+                f"target LSN {target.lsn} is before the end of backup {oldest.backup_id} at {oldest.stop_lsn}",
+                hint=f"the earliest reachable LSN is {oldest.stop_lsn}",
+            )
+        return fitting[-1], notes
+    if target.kind is TargetKind.XID:
+        fitting = [head for head in candidates if _xid_follows(target.xid, head)]
+        if not fitting:
+            raise RestoreRefused(
+                f"transaction {target.xid} is older than backup {oldest.backup_id}",
+                hint=f"the earliest reachable moment is {oldest.stop_time}",
+            )
+        return fitting[-1], notes
+    if target.kind is TargetKind.NAME:
+        place = find_restore_point(target.name) if find_restore_point is not None else None
+        if place is None:
+            notes.append(f'restore point "{target.name}" was not seen in the archived WAL; starting from the oldest base')
+            return oldest, notes
+        fitting = [head for head in candidates if Lsn.parse(head.stop_lsn) <= place]
+        if not fitting:
+            raise RestoreRefused(
+                f'restore point "{target.name}" at {place} is before the end of backup {oldest.backup_id} '
+                f"at {oldest.stop_lsn}",
+                hint=f"the earliest reachable LSN is {oldest.stop_lsn}",
+            )
+        notes.append(f'restore point "{target.name}" is at {place}')
+        return fitting[-1], notes
+    return candidates[-1], notes
+
+
+def _xid_follows(xid: int, head: RecordHead) -> bool:
+    # Transaction ids compare modulo 2**32, as TransactionIdFollowsOrEquals does. A base that began after the
+    # transaction had its id may have begun before its commit; an older base is right in both cases.
+    next_xid = int(head.details.get("next_xid", 0))
+    return bool(next_xid) and (xid - next_xid) % (1 << 32) < XID_HALF
+
+
+def _check_reach(
+    choice: tuple[RecordHead, list[str]],
+    target: RecoveryTarget,
+    history: TimelineHistory,
+    wal: WalHoldings,
+    now: dt.datetime,
+) -> RecoveryPlan:
+    base, notes = choice
+    size = base.wal.segment_size if base.wal is not None else 16 << 20
+    start, stop = Lsn.parse(base.start_lsn), Lsn.parse(base.stop_lsn)
+    archived = held_along(history, Timeline(base.timeline), start, size, wal)
+    end = max(archived, stop)
+    moments = [moment for timeline in (history.timeline, Timeline(base.timeline)) if (moment := wal.last_archived(timeline))]
+    reach = max([*moments, _stop_time(base)])
+    if target.kind is TargetKind.LSN and target.lsn > end:
+        raise RestoreRefused(
+            f"target LSN {target.lsn} is beyond the WAL held, which ends at {end}",
+            hint=f"the latest reachable LSN is {end}",
+        )
+    if target.kind is TargetKind.TIME and target.time > now:
+        raise RestoreRefused(
+            f"target time {target.time.isoformat(sep=' ')} is in the future",
+            hint="leave the target out to recover to the end of the WAL held",
+        )
+    if target.kind is TargetKind.TIME and target.time > reach:
+        raise RestoreRefused(
+            f"target time {target.time.isoformat(sep=' ')} is beyond the WAL held, "
+            f"whose newest segment was archived at {reach.isoformat(sep=' ', timespec='seconds')}",
+            hint="leave the target out to recover to the end of the WAL held",
+        )
+    if base.damaged:
+        pages = sum(entry.count for entry in base.damaged)
+        notes.append(f"backup {base.backup_id} holds {pages} damaged pages in {len(base.damaged)} files")
+    return RecoveryPlan(base, history.timeline, history, target, start, archived, end, reach, notes)

@@ -1,0 +1,172 @@
+"""Start a restored server behind its fence, watch it replay, and say where it got to."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
+from pgkeep.datadir.postmaster import read_control_file
+from pgkeep.errors import RecoveryFailed, ServerError
+from pgkeep.pg.capabilities import Capabilities
+from pgkeep.pg.control_file import ClusterState
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
+from pgkeep.server import queries
+from pgkeep.server.connection import ConnectionTarget, Server
+
+REPORT_SECONDS = 10.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayEnd:
+    """
+    Where a replay ended.
+
+    Attributes:
+        lsn: Up to where WAL was replayed.
+        timeline: The server's timeline now.
+        last_commit: Time of the last commit or abort that was replayed; None when there was none.
+        is_promoted: Whether the server left recovery; otherwise it is paused or shut down.
+    """
+
+    lsn: Lsn
+    timeline: Timeline
+    last_commit: dt.datetime | None
+    is_promoted: bool
+
+
+def open_private(access: PrivateAccess, *, superuser: str, dbname: str = "postgres") -> Server:
+    """Connect through the private socket as the cluster's first superuser."""
+    target = ConnectionTarget(
+        host=str(access.directory), port=access.port, user=superuser, dbname=dbname, sslmode="disable"
+    )
+    return Server.open(target)
+
+
+def watch_replay(
+    instance: Instance,
+    access: PrivateAccess,
+    target: RecoveryTarget,
+    *,
+    major: int,
+    superuser: str,
+    timeout_seconds: float,
+    say: Say,
+) -> ReplayEnd:
+    """
+    Wait until the server that was started has done what *target* asks.
+
+    Args:
+        instance: Started, with ``recovery.signal`` and the settings for *target*.
+        access: Its private socket.
+        target: Where replay should stop and what comes then.
+        major: The server's major version.
+        superuser: Name of the role with OID 10.
+        timeout_seconds: 0 waits for ever.
+        say: Takes a line of progress now and then.
+
+    Raises:
+        RecoveryFailed: The server stopped before that, or the time is over.
+    """
+    deadline = time.monotonic() + timeout_seconds if timeout_seconds else float("inf")
+    if target.action is TargetAction.SHUTDOWN and target.kind is not TargetKind.LATEST:
+        return _wait_for_shutdown(instance, deadline)
+    wanted = {ServerStatus.READY, ServerStatus.STANDBY}
+    instance.wait_for(wanted, timeout_seconds=_left(deadline))
+    progress = _Progress(say)
+    pauses = target.action is TargetAction.PAUSE and target.kind is not TargetKind.LATEST
+    with _connected(instance, access, superuser, deadline) as server:
+        while True:
+            try:
+                recovering, lsn, commit, paused = server.row(
+                    "SELECT r, CASE WHEN r THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text, "
+                    "pg_last_xact_replay_timestamp(), CASE WHEN r THEN pg_is_wal_replay_paused() ELSE false END "
+                    "FROM (SELECT pg_is_in_recovery() AS r) s"
+                )
+            except (ServerError, psycopg.Error):
+                # The server that ended recovery without reaching its target takes its sessions with it.
+                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
+                raise
+            if not recovering:
+                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
+                end = _check_end(server, target, Lsn.parse(lsn), commit, major=major)
+                return ReplayEnd(end, queries.identify(server).timeline, commit, is_promoted=True)
+            if pauses and paused and lsn:
+                return ReplayEnd(Lsn.parse(lsn), queries.identify(server).timeline, commit, is_promoted=False)
+            if lsn:
+                progress.tell(Lsn.parse(lsn), commit)
+            if instance.status() is ServerStatus.STOPPED or time.monotonic() > deadline:
+                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
+            time.sleep(0.05)
+
+
+def _connected(instance: Instance, access: PrivateAccess, superuser: str, deadline: float) -> Server:
+    while True:
+        try:
+            return open_private(access, superuser=superuser)
+        except ServerError:
+            # Between "consistent" and "accepts connections" lies a moment; a stopped server ends the wait.
+            if instance.status() is ServerStatus.STOPPED or time.monotonic() > deadline:
+                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
+                raise
+            time.sleep(0.05)
+
+
+def _wait_for_shutdown(instance: Instance, deadline: float) -> ReplayEnd:
+    instance.wait_for({ServerStatus.STOPPED}, timeout_seconds=_left(deadline))
+    control = read_control_file(instance.data_directory)
+    if control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
+        words = instance.log_tail(1)
+        raise RecoveryFailed(
+            f"the server in {instance.data_directory} stopped in state {control.state.name.lower()}, "
+            f"not at the target: {words[-1] if words else 'its log is empty'}",
+            hint=f"see {instance.log_path}",
+        )
+    return ReplayEnd(control.min_recovery_lsn or control.checkpoint_lsn, control.timeline, None, is_promoted=False)
+
+
+def _check_end(
+    server: Server, target: RecoveryTarget, lsn: Lsn, commit: dt.datetime | None, *, major: int
+) -> Lsn:
+    """Return where replay left the old timeline; raise RecoveryFailed for a promotion short of the target."""
+    with server.replication() as replication:
+        identity = replication.identify()
+        history = replication.timeline_history(identity.timeline).content.decode("utf-8", "surrogateescape")
+    last = [line.split("\t") for line in history.splitlines() if line.strip()][-1]
+    end, reason = Lsn.parse(last[1]), last[-1]
+    if Capabilities(major * 10000).fails_when_target_is_not_reached:
+        return end
+    # PostgreSQL 12 promotes at the end of WAL whatever the target; what it stopped at is in the history file, in
+    # English always, and a target that was not met leaves a zero or an empty name there (exitArchiveRecovery).
+    reached = {
+        TargetKind.LSN: target.kind is not TargetKind.LSN or end >= target.lsn or not target.inclusive,
+        TargetKind.XID: target.kind is not TargetKind.XID or f"transaction {target.xid % (1 << 32)}" in reason,
+        TargetKind.NAME: target.kind is not TargetKind.NAME or f'"{target.name}"' in reason,
+    }.get(target.kind, True)
+    if not reached:
+        raise RecoveryFailed(f"replay ended at {end}, before {target}", hint="the WAL held does not reach the target")
+    return end
+
+
+class _Progress:
+    """A line every now and then, so that nobody takes a long replay for a hang."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._next = time.monotonic() + REPORT_SECONDS
+
+    def tell(self, lsn: Lsn, commit: dt.datetime | None) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + REPORT_SECONDS
+            when = f", last commit {commit.isoformat(sep=' ', timespec='seconds')}" if commit is not None else ""
+            self._say(f"replayed to {lsn}{when}")
+
+
+def _left(deadline: float) -> float:
+    return 0 if deadline == float("inf") else max(0.1, deadline - time.monotonic())

@@ -1,0 +1,48 @@
+"""Move what stands in a restore's way aside, so that nothing of it is lost."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgkeep.datadir.durable import sync_directory
+from pgkeep.datadir.target import Target
+from pgkeep.errors import RestoreRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A directory and the name that it gets."""
+
+    path: Path
+    new_path: Path
+
+    def move(self) -> None:
+        """Rename it, durably."""
+        os.rename(self.path, self.new_path)
+        sync_directory(self.path.parent)
+
+
+def set_aside(target: Target, *, now: dt.datetime) -> list[Aside]:
+    """
+    Return what must be renamed before *target* can be laid down: the data directory and the tablespaces' own.
+
+    Raises:
+        RestoreRefused: A data directory is a mount point or a link, which a rename cannot move.
+    """
+    suffix = f".old.{now.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}"
+    found = []
+    directories = [target.data_directory, *(path / target.version_directory for path in target.outside.values())]
+    for directory in directories:
+        if not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir())):
+            continue
+        if directory.is_symlink() or os.path.ismount(directory):
+            kind = "a symbolic link" if directory.is_symlink() else "a mount point"
+            raise RestoreRefused(
+                f"{directory} is {kind}: it cannot be renamed out of the way",
+                hint="empty it yourself, or restore into another directory",
+            )
+        found.append(Aside(directory, directory.with_name(directory.name + suffix)))
+    return found

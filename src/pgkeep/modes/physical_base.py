@@ -1,0 +1,107 @@
+"""What every physical mode asks before the first byte: which server this is, and whether a base may be built on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgkeep.errors import ServerError
+from pgkeep.modes.contract import HeldWal
+from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
+from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.server import queries
+from pgkeep.server.connection import Server
+from pgkeep.streams.record import Database, RecordHead, Tablespace
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """
+    What a physical backup's record says about the server.
+
+    Attributes:
+        identity: Which cluster, which timeline.
+        history: The timeline's history.
+        history_text: The history file as the server keeps it; empty on timeline 1.
+        segment_size: Bytes of a WAL segment.
+        has_checksums: Whether pages carry checksums.
+        databases: All of them.
+        tablespaces: Those that users made.
+        settings: What matters for recovery.
+        libraries: Versions of what collation depends on.
+        files: Where the cluster's files are.
+    """
+
+    identity: queries.ServerIdentity
+    history: TimelineHistory
+    history_text: str
+    segment_size: int
+    has_checksums: bool
+    databases: list[Database]
+    tablespaces: list[Tablespace]
+    settings: dict[str, str]
+    libraries: dict[str, str]
+    files: queries.ServerFiles
+
+
+def gather_facts(server: Server) -> ServerFacts:
+    """
+    Ask *server* what the record will say; raise ServerError when its settings rule a physical backup out.
+
+    The history file of a later timeline comes over the replication protocol, which works from any host.
+    """
+    wal_level = queries.setting(server, "wal_level")
+    if wal_level == "minimal":
+        raise ServerError(
+            "wal_level is minimal: WAL does not hold what recovery needs",
+            hint="set wal_level = replica and restart the server",
+        )
+    identity = queries.identify(server)
+    history_text = ""
+    if identity.timeline > 1:
+        with server.replication() as replication:
+            history_text = replication.timeline_history(identity.timeline).content.decode("utf-8", "surrogateescape")
+    history = (
+        TimelineHistory.parse(history_text, timeline=identity.timeline)
+        if history_text
+        else TimelineHistory.single(identity.timeline)
+    )
+    return ServerFacts(
+        identity=identity,
+        history=history,
+        history_text=history_text,
+        segment_size=queries.wal_segment_size(server),
+        has_checksums=queries.has_data_checksums(server),
+        databases=[
+            Database(name=database.name, oid=database.oid, size_bytes=database.size_bytes or 0)
+            for database in queries.databases(server)
+        ],
+        tablespaces=[
+            Tablespace(oid=tablespace.oid, name=tablespace.name, location=tablespace.location)
+            for tablespace in queries.tablespaces(server)
+        ],
+        settings=queries.recovery_settings(server),
+        libraries=queries.libraries(server),
+        files=queries.files(server),
+    )
+
+
+def base_problem(base: RecordHead, facts: ServerFacts) -> str:
+    """Return why a backup of this server cannot build on *base*; empty when it can."""
+    if SystemIdentifier(int(base.system_identifier)) != facts.identity.system_identifier:
+        return (
+            f"backup {base.backup_id} is of another cluster: system identifier {base.system_identifier}, "
+            f"the server's is {facts.identity.system_identifier}"
+        )
+    end = base_end(base)
+    if not facts.history.contains(end.timeline, end.lsn):
+        return (
+            f"backup {base.backup_id} ends at {end.lsn} on timeline {end.timeline}, "
+            f"which is not in the history of the server's timeline {facts.identity.timeline}"
+        )
+    return ""
+
+
+def base_end(base: RecordHead) -> HeldWal:
+    """Return where the physical backup *base* ends: the end of the WAL that it carries."""
+    stop = base.wal.stop if base.wal is not None else base.stop_lsn
+    return HeldWal(Timeline(base.timeline), Lsn.parse(stop))

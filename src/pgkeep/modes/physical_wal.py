@@ -1,0 +1,288 @@
+"""
+The WAL that a physical backup carries: where it comes from, what keeps it meanwhile, and what it is as items.
+
+Every backup carries the WAL from the end of the job before it up to its own end. Of that, a base backup needs what
+was written from its start to its stop to become consistent; the rest is there so that no cycle has a hole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pgkeep.errors import ArchiveError, ServerError, SettingsError
+from pgkeep.modes.contract import HeldWal, Say
+from pgkeep.modes.physical_base import ServerFacts
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.wal import WalSegment
+from pgkeep.server import queries
+from pgkeep.server.archive_command import derive_archive_directory
+from pgkeep.server.connection import Server
+from pgkeep.server.slots import TemporarySlot, advance_slot, create_physical_slot, find_slot
+from pgkeep.server.wal_supply import ArchiveDirectory, FirstOf, LocalWal, NotThere, StreamedWal, WalContent, WalSupply
+from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
+from pgkeep.streams.record import WalRange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalOptions:
+    """
+    How the WAL of a backup is found.
+
+    Attributes:
+        archive_dir: A local directory where the server archives; ``auto`` to derive it from ``archive_command``, empty
+            for none.
+        slot_name: A lasting physical slot that keeps WAL between jobs; empty for none.
+        allow_unbounded_slot: Make that slot although nothing bounds what it keeps.
+        switch_wal: End the current segment, so that it is complete, when a backup without files ends.
+        timeout_seconds: How long to wait for each segment.
+        wait_for_archive: Let ``pg_backup_stop`` wait until the server has archived the backup's WAL.
+        overlap_segments: Older segments, as many as there still are, that travel along with a base backup's own.
+    """
+
+    archive_dir: str = "auto"
+    slot_name: str = ""
+    allow_unbounded_slot: bool = False
+    switch_wal: bool = True
+    timeout_seconds: float = 60
+    wait_for_archive: bool = False
+    overlap_segments: int = 0
+
+
+class CarriedWal:
+    """
+    The WAL of one backup.
+
+    Attributes:
+        carried: What was carried; None before ``items`` is through.
+        gaps: What could not be had any more.
+        segments: How many segments passed.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        facts: ServerFacts,
+        options: WalOptions,
+        *,
+        root: str,
+        is_local: bool,
+        held: HeldWal | None,
+        say: Say,
+        warn: Say,
+    ) -> None:
+        self.carried: WalRange | None = None
+        self.gaps: list[WalRange] = []
+        self.segments = 0
+        self._server = server
+        self._facts = facts
+        self._options = options
+        self._root = root
+        self._held = held
+        self._say = say
+        self._warn = warn
+        self._supply = _choose_supply(server, facts, options, is_local=is_local)
+        self._slot = None if options.slot_name else TemporarySlot(server)
+        if options.slot_name:
+            _make_lasting_slot(server, options)
+
+    def close(self) -> None:
+        """Let the server forget what was kept for this job alone."""
+        self._supply.close()
+        if self._slot is not None:
+            self._slot.close()
+
+    def items(self, *, start: HeldWal | None, stop: HeldWal) -> Iterator[Item]:
+        """
+        Yield the segments up to *stop*, oldest first, and the history file of its timeline.
+
+        Args:
+            start: Where the base backup starts; None when this backup holds no files.
+            stop: Where it ends.
+
+        Raises:
+            ArchiveError: WAL that this backup cannot do without is gone.
+        """
+        if self._slot is not None:
+            self._slot.check()
+        size = self._facts.segment_size
+        begin = self._begin(start)
+        if stop.timeline > 1:
+            yield self._history_item(stop.timeline, is_needed=start is not None)
+        first: WalSegment | None = None
+        last: WalSegment | None = None
+        needed_from = start.lsn // size if start is not None else stop.lsn // size + 1
+        segments = self._facts.history.segments(
+            begin.lsn, start_timeline=begin.timeline, end=stop.lsn, size=size
+        )
+        missing: list[WalSegment] = []
+        for segment in segments:
+            is_needed = segment.number >= needed_from
+            content = self._fetch(segment, stop.lsn, may_lack=start is not None and not is_needed)
+            if content is None:
+                missing.append(segment)
+                continue
+            yield from self._segment_items(content, stop.lsn, is_needed=is_needed)
+            self.segments += 1
+            first, last = first or segment, segment
+        self._note_gap(missing)
+        self.carried = WalRange(
+            timeline=int(stop.timeline),
+            start=str(missing[-1].end_lsn if missing else begin.lsn),
+            stop=str(stop.lsn),
+            segment_size=size,
+            first_segment=first.name if first is not None else "",
+            last_segment=last.name if last is not None else "",
+        )
+        if first is not None and last is not None:
+            self._say(f"WAL segs shipped: {first.name}..{last.name} ({self.segments} segs)")
+
+    def stop_without_files(self) -> HeldWal:
+        """End the current segment where that is wanted and possible, and return up to where WAL can be carried."""
+        timeline = self._facts.identity.timeline
+        size = self._facts.segment_size
+        if self._facts.identity.is_in_recovery or not self._options.switch_wal:
+            flushed = queries.flushed_lsn(self._server)
+            return HeldWal(timeline, Lsn(flushed - flushed % size))
+        # The switch leaves the segment, whose rest is of no account: it is complete from here on. On a segment's
+        # very start there is nothing to switch, and the function returns just that position.
+        left_at = queries.switch_wal(self._server)
+        return HeldWal(timeline, WalSegment.ending_at(left_at, timeline=timeline, size=size).end_lsn)
+
+    def release(self, confirmed: Lsn) -> None:
+        """Let the lasting slot forget the WAL before *confirmed*, which is held now; a failure is a warning."""
+        if not self._options.slot_name:
+            return
+        try:
+            advance_slot(self._server, self._options.slot_name, confirmed)
+        except ServerError as error:
+            self._warn(f'slot "{self._options.slot_name}" was not advanced, it keeps WAL at the server: {error}')
+
+    def _begin(self, start: HeldWal | None) -> HeldWal:
+        if self._held is not None and (start is None or self._held.lsn < start.lsn):
+            return self._held
+        if start is None:
+            raise ArchiveError(
+                "no backup holds WAL that an Incremental could continue", hint="make a Full or Differential first"
+            )
+        return start
+
+    def _fetch(self, segment: WalSegment, through: Lsn, *, may_lack: bool) -> WalContent | None:
+        try:
+            # What is older than the backup is there or it never will be; only the newest is worth waiting for.
+            wait = 0.0 if may_lack else self._options.timeout_seconds
+            return self._supply.fetch(segment, through=through, deadline=time.monotonic() + wait)
+        except NotThere as error:
+            if may_lack:
+                return None
+            raise ArchiveError(
+                f"the WAL since the last backup is not complete: {error}",
+                hint=error.hint or "set archive_dir or slot_name, or archive into the vault; then make a Full",
+            ) from error
+
+    def _note_gap(self, missing: list[WalSegment]) -> None:
+        if not missing:
+            return
+        gap = WalRange(
+            timeline=int(missing[-1].timeline),
+            start=str(missing[0].start_lsn),
+            stop=str(missing[-1].end_lsn),
+            segment_size=self._facts.segment_size,
+            first_segment=missing[0].name,
+            last_segment=missing[-1].name,
+        )
+        self.gaps.append(gap)
+        self._warn(
+            f"WAL since the last backup is gone, {gap.start} to {gap.stop}: the time between that backup and this one "
+            "cannot be reached"
+        )
+
+    def _segment_items(self, content: WalContent, stop: Lsn, *, is_needed: bool) -> Iterator[Item]:
+        segment = content.segment
+        header = ItemHeader(
+            path=f"{self._root}/wal/{segment.name}",
+            size=segment.size,
+            mtime_ns=time.time_ns(),
+            role=ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL,
+        )
+        if not content.is_partial:
+            yield _WalItem(header, content.chunks)
+            return
+        # A standby cannot end a segment. What there is of it, filled with zeros, makes the backup consistent; the
+        # archive must not take it for the segment. Read twice, because a segment may be larger than memory allows.
+        yield _WalItem(replace(header, path=f"{header.path}.partial", role=ItemRole.WAL), content.chunks)
+        if is_needed:
+            again = self._supply.fetch(segment, through=stop, deadline=time.monotonic() + self._options.timeout_seconds)
+            path = f"{self._root}/pgdata/pg_wal/{segment.name}"
+            yield _WalItem(replace(header, path=path, role=ItemRole.DATA), again.chunks)
+
+    def _history_item(self, timeline: Timeline, *, is_needed: bool) -> Item:
+        content = self._facts.history_text.encode("utf-8", "surrogateescape")
+        header = ItemHeader(
+            path=f"{self._root}/wal/{timeline.history_file_name}",
+            size=len(content),
+            mtime_ns=time.time_ns(),
+            role=ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL,
+        )
+        return BytesItem(header, content)
+
+
+@dataclass(frozen=True, slots=True)
+class _WalItem:
+    """A segment as an item."""
+
+    header: ItemHeader
+    chunks: Callable[[], Iterator[Buffer]]
+
+
+def _choose_supply(server: Server, facts: ServerFacts, options: WalOptions, *, is_local: bool) -> WalSupply:
+    system_identifier = facts.identity.system_identifier
+    supplies: list[WalSupply] = []
+    directory = options.archive_dir
+    if directory == "auto":
+        archiving = queries.archiving(server)
+        derived = derive_archive_directory(archiving.command, data_directory=facts.files.data_directory)
+        directory = derived if archiving.mode != "off" and derived is not None and Path(derived).is_dir() else ""
+    elif directory and not Path(directory).is_dir():
+        raise SettingsError(f"archive_dir is not a directory on this host: {directory}")
+    if directory:
+        supplies.append(ArchiveDirectory(directory, system_identifier=system_identifier))
+
+    def flushed() -> Lsn:
+        return queries.flushed_lsn(server)
+
+    if is_local:
+        local = str(Path(facts.files.data_directory) / "pg_wal")
+        supplies.append(LocalWal(local, system_identifier=system_identifier, flushed=flushed))
+    else:
+        supplies.append(
+            StreamedWal(
+                server.replication,
+                system_identifier=system_identifier,
+                flushed=flushed,
+                where=server.where,
+                slot=options.slot_name,
+            )
+        )
+    return supplies[0] if len(supplies) == 1 else FirstOf(supplies)
+
+
+def _make_lasting_slot(server: Server, options: WalOptions) -> None:
+    slot = find_slot(server, options.slot_name)
+    if slot is not None and not slot.is_physical:
+        raise SettingsError(f'slot "{slot.name}" is a logical one, expected a physical slot')
+    if slot is not None and slot.is_lost:
+        raise ServerError(
+            f'slot "{slot.name}" has lost the WAL that it should have kept',
+            hint=f"drop it (SELECT pg_drop_replication_slot('{slot.name}')), raise max_slot_wal_keep_size, make a Full",
+        )
+    bound = queries.setting(server, "max_slot_wal_keep_size")
+    if bound in (None, "-1") and not options.allow_unbounded_slot:
+        raise SettingsError(
+            f'slot "{options.slot_name}" could fill the server\'s disk: max_slot_wal_keep_size sets no bound',
+            hint="set max_slot_wal_keep_size (PostgreSQL 13 and later), or allow_unbounded_slot=yes",
+        )
+    if slot is None:
+        create_physical_slot(server, options.slot_name)

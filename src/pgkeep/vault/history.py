@@ -1,0 +1,45 @@
+"""What the vault knows of a cluster's earlier backups, as a mode asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.streams.record import Level, RecordHead
+from pgkeep.vault.vault import ClusterVault, HeldBackup
+from pgkeep.vault.wal_holdings import held_through
+
+
+@dataclass(frozen=True, slots=True)
+class WalEnd:
+    """WAL is held, without a hole, up to *lsn* of *timeline*."""
+
+    timeline: Timeline
+    lsn: Lsn
+
+
+class VaultHistory:
+    """The backups of one cluster in the vault."""
+
+    def __init__(self, cluster: ClusterVault) -> None:
+        self._cluster = cluster
+
+    def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> HeldBackup | None:
+        """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
+        return self._cluster.newest(mode=mode, levels=levels, with_files=with_files)
+
+    def wal_held(self) -> WalEnd | None:
+        """
+        Return up to where WAL is held from the newest physical backup on; None when there is none.
+
+        What the server archived into the vault since that backup counts: it need not be sent again.
+        """
+        newest = None
+        for head in self._cluster.scan_backups():
+            if isinstance(head, RecordHead) and head.wal is not None:
+                newest = head
+        if newest is None or newest.wal is None:
+            return None
+        timeline = Timeline(newest.wal.timeline)
+        end = Lsn.parse(newest.wal.stop)
+        return WalEnd(timeline, max(end, held_through(self._cluster.archive, timeline, end)))

@@ -1,0 +1,70 @@
+"""The archived WAL of one cluster, as the choice of a recovery asks for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.restore_point import RECORD_BYTES, find_restore_point
+from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.pg.wal import WalSegment
+from pgkeep.vault.wal_archive import WalArchive
+from pgkeep.vault.wal_holdings import held_through, ranges, timelines
+
+
+class WalView:
+    """What the archive says about timelines, ends and names."""
+
+    def __init__(self, archive: WalArchive) -> None:
+        self._archive = archive
+
+    def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
+        """Return the end of the WAL held without a hole from *lsn* on; *lsn* when its segment is not there."""
+        return held_through(self._archive, timeline, lsn)
+
+    def histories(self) -> list[TimelineHistory]:
+        """Return the history of every timeline that anything is held of."""
+        found = []
+        for timeline in timelines(self._archive):
+            text = self._archive.history(timeline) if timeline > 1 else None
+            if text is not None:
+                found.append(TimelineHistory.parse(text, timeline=timeline))
+            elif timeline == 1:
+                found.append(TimelineHistory.single(timeline))
+        return found
+
+    def last_archived(self, timeline: Timeline) -> dt.datetime | None:
+        """Return when the newest segment of *timeline* was archived; None when there is none."""
+        last: WalSegment | None = None
+        for held in ranges(self._archive, timeline):
+            last = held.last
+        if last is None:
+            return None
+        identity = self._archive.identify(last.name)
+        return dt.datetime.fromtimestamp(identity.mtime_ns / 1e9, dt.UTC) if identity is not None else None
+
+    def restore_point(self, name: str) -> Lsn | None:
+        """Return where the newest restore point called *name* is; None when the archived WAL does not show it."""
+        for timeline in reversed(timelines(self._archive)):
+            for held in reversed(list(ranges(self._archive, timeline))):
+                segment = held.last
+                while segment.number >= held.first.number:
+                    found = self._find(segment, name)
+                    if found is not None:
+                        return found
+                    if segment.number == 0:
+                        break
+                    segment = WalSegment(segment.timeline, segment.number - 1, segment.size)
+        return None
+
+
+    def _find(self, segment: WalSegment, name: str) -> Lsn | None:
+        """Return the last place of restore point *name* in *segment*, which is looked through piece by piece."""
+        position, tail, last = 0, b"", None
+        for piece in self._archive.read(segment.name):
+            content = tail + bytes(piece)
+            for offset in find_restore_point(content, name):
+                last = Lsn(segment.start_lsn + position - len(tail) + offset)
+            position += len(piece)
+            tail = content[-RECORD_BYTES:]
+        return last
