@@ -178,13 +178,13 @@ def _parse_value(
 _MOMENT = re.compile(
     r"(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})(?:[Tt]|\s+)"
     r"(?P<hour>\d{2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
-    r"\s*(?P<zone>\S.*)?",
+    r"\s*(?P<zone>[A-Za-z+-].*)?",
     re.ASCII,
 )
 _BASIC_MOMENT = re.compile(
     r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})[Tt]"
     r"(?P<hour>\d{2})(?P<minute>\d{2})(?:(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
-    r"\s*(?P<zone>\S.*)?",
+    r"\s*(?P<zone>[A-Za-z+-].*)?",
     re.ASCII,
 )
 _OFFSET = re.compile(r"([+-])(\d{2})(?::?(\d{2}))?", re.ASCII)
