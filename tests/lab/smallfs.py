@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.lab.cluster import wait_for
 from tests.lab.server_user import server_directory, server_user
+
+_MNT_DETACH = 2
 
 
 @contextmanager
@@ -21,37 +24,62 @@ def small_filesystem(size_mb: int) -> Iterator[Path]:
     child's root; do not resolve that path, or it names the empty directory beneath the mount.
     """
     with server_directory() as mount_point:
-        options = f"size={size_mb}m,mode=0755,uid={server_user().uid},gid={server_user().gid}"
+        options = f"size={size_mb}m,mode=0755"
         if os.geteuid() == 0:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", mount_point], check=True)
+            mount(mount_point, f"{options},uid={server_user().uid},gid={server_user().gid}")
             try:
                 yield mount_point
             finally:
-                # Lazily: a server that is still about to die may hold a file.
-                subprocess.run(["umount", "--lazy", mount_point], check=True)
+                unmount(mount_point)
         else:
-            with _mounted_by_a_child(mount_point, f"size={size_mb}m,mode=0755") as path:
+            with _mounted_by_a_child(mount_point, options) as path:
                 yield path
+
+
+def mount(mount_point: Path, options: str) -> None:
+    """Mount a new tmpfs; by the system call, because a small Debian has no program for it."""
+    _call("mount", b"tmpfs", os.fsencode(mount_point), b"tmpfs", 0, options.encode())
+
+
+def unmount(mount_point: Path) -> None:
+    """Take the file system away from the tree, and free it once the last process lets go of its files."""
+    _call("umount2", os.fsencode(mount_point), _MNT_DETACH)
+
+
+def _call(function: str, *arguments: object) -> None:
+    if ctypes.CDLL(None, use_errno=True)[function](*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
 @contextmanager
 def _mounted_by_a_child(mount_point: Path, options: str) -> Iterator[Path]:
-    script = f'mount -t tmpfs -o {options} tmpfs "$0" && touch "$0/.mounted" && exec cat'
+    """Mount in a user namespace, where anybody may; it ends with the child."""
     child = subprocess.Popen(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, mount_point],
+        ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-m", __name__, mount_point, options],
+        cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     with child:
-        path = Path(f"/proc/{child.pid}/root{mount_point}")
+        assert child.stdout is not None
+        assert child.stderr is not None
         try:
-            wait_for(lambda: (path / ".mounted").exists() or child.poll() is not None, "the file system is mounted")
-            if child.returncode is not None:
-                assert child.stderr is not None
+            if not child.stdout.readline():
                 reason = child.stderr.read().decode().strip()
                 raise RuntimeError(f"an account that is not root needs user namespaces for this test: {reason}")
-            (path / ".mounted").unlink()
-            yield path
+            yield Path(f"/proc/{child.pid}/root{mount_point}")
         finally:
             child.kill()
+
+
+def main() -> None:
+    """Mount at the first argument with the options in the second, say so, and wait for the end of the input."""
+    mount(Path(sys.argv[1]), sys.argv[2])
+    print("mounted", flush=True)  # noqa: T201 - the parent waits for it
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
