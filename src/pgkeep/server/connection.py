@@ -223,8 +223,11 @@ class Server:
         Args:
             cancelled: When another thread sets it, what the conversation waits for ends with a ServerError.
         """
-        # The settings that a session may change cannot be changed later: a physical walsender knows no SET.
-        options = "-c idle_session_timeout=0" if self.capabilities.has_idle_session_timeout else ""
+        # Settings must come with the connection: a physical walsender knows no SET. Whoever takes WAL may have to wait
+        # for its own sink for longer than the default minute.
+        options = "-c wal_sender_timeout=10min"
+        if self.capabilities.has_idle_session_timeout:
+            options += " -c idle_session_timeout=0"
         session = connect(self.target, replication=True, options=options)
         return Replication(session, where=self.where, cancelled=cancelled)
 

@@ -48,7 +48,7 @@ def one_line(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return "no reason was given"
-    line = lines[0]
+    line = lines[0].removeprefix("consuming input failed: ").removeprefix("sending query failed: ")
     for severity in ("FATAL:", "ERROR:", "PANIC:"):
         _, found, rest = line.partition(severity)
         if found:

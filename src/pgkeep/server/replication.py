@@ -167,16 +167,14 @@ class Replication:
         self.flush()
 
     def result(self) -> PGresult | None:
-        """Return the next part of the answer, None at its end; raise ServerError when it is an error."""
-        try:
-            while self._libpq.is_busy():
-                self._wait.readable()
-                self._libpq.consume_input()
-            result = self._libpq.get_result()
-        except psycopg.Error as error:
-            raise self._lost(error) from error
+        """Return the next part of the answer, None at its end; raise Refused when it is an error."""
+        result = self._next_result()
         if result is not None and result.status == ExecStatus.FATAL_ERROR:
-            raise self.refused(result)
+            error = self.refused(result)
+            # Nothing of interest follows an error, but libpq takes no command before the answer's end is read.
+            while error.state is not None and self._next_result() is not None:
+                pass
+            raise error
         return result
 
     def expect(self, status: ExecStatus, *, doing: str) -> PGresult:
@@ -269,13 +267,22 @@ class Replication:
         """Raise ServerError when the job was cancelled."""
         self._wait.check()
 
-    def refused(self, result: PGresult) -> ServerError:
+    def refused(self, result: PGresult) -> Refused:
         """Return the error that *result* carries."""
         state = _field(result, DiagnosticField.SQLSTATE) or None
         message = _field(result, DiagnosticField.MESSAGE_PRIMARY) or result.error_message.decode(errors="replace")
         return Refused(
             refusal(state, message, where=self.where, hint=_field(result, DiagnosticField.MESSAGE_HINT)), state
         )
+
+    def _next_result(self) -> PGresult | None:
+        try:
+            while self._libpq.is_busy():
+                self._wait.readable()
+                self._libpq.consume_input()
+            return self._libpq.get_result()
+        except psycopg.Error as error:
+            raise self._lost(error) from error
 
     def _make_room(self) -> None:
         self._wait.writable()
