@@ -70,6 +70,7 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
             tablespaces=_tablespaces(settings.mapping("tablespace_map"), base),
             overwrite_existing=settings.flag("overwrite_existing"),
             start=settings.flag("start_postgresql_after_restore"),
+            archive=cluster.archive,
             restore_command=_restore_command(call),
             toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=call.bin_dir),
             timeout_seconds=settings.number("restore_timeout"),
@@ -174,16 +175,19 @@ def _tablespaces(mapping: dict[str, str], base: RecordHead) -> dict[int, Path]:
     return places
 
 
-def _restore_command(call: Call) -> Callable[[Path], str]:
+def _restore_command(call: Call) -> Callable[[Path, Path | None], str]:
     """Return what makes the restore_command for the restored server, with everything that it needs spelled out."""
     program = Path(sys.argv[0]).resolve()
     client = program.with_name("pgkeep-wal")
     words = [str(client if client.exists() else program), "archive-get", f"--vault={call.vault_path}"]
     words.append(f"--cluster={call.cluster_name}")
 
-    def command(plan_path: Path) -> str:
+    def command(plan_path: Path, socket: Path | None) -> str:
+        own = [f"--plan={plan_path}"]
+        if socket is not None and client.exists():
+            own.append(f"--socket={socket}")
         # A percent sign in a path would be taken for one of the server's own.
-        quoted = " ".join(shlex.quote(word).replace("%", "%%") for word in (*words, f"--plan={plan_path}"))
+        quoted = " ".join(shlex.quote(word).replace("%", "%%") for word in (*words, *own))
         return f'{quoted} "%f" "%p"'
 
     return command

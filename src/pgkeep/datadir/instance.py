@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.postmaster import read_postmaster_file, running_postmaster
+from pgkeep.datadir.recovery_files import foreign_places
 from pgkeep.errors import RecoveryFailed, ToolError
 
 POLL_SECONDS = 0.05
@@ -65,7 +66,7 @@ class PrivateAccess:
         """Make the directory, with a ``pg_hba.conf`` that trusts whoever can enter it."""
         # Under /tmp and not under TMPDIR: a socket's path has at most 107 bytes.
         directory = Path(tempfile.mkdtemp(prefix="pgkeep-", dir="/tmp"))
-        (directory / "pg_hba.conf").write_text("local all all trust\n")
+        (directory / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
         (directory / "pg_ident.conf").write_text("")
         if os.geteuid() == 0:
             for path in (directory, *directory.iterdir()):
@@ -231,12 +232,14 @@ class Instance:
         """Return settings that keep the server inside its own directory."""
         places = {
             "data_directory": str(self.data_directory),
-            "external_pid_file": "",
             "logging_collector": "off",
             "log_destination": "stderr",
         }
         if config_file is not None:
             places["config_file"] = str(config_file)
+        # An empty name is one that cannot be written, which the server complains about: only where there is another.
+        if "external_pid_file" in foreign_places(self.data_directory):
+            places["external_pid_file"] = ""
         for setting, name in (("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")):
             if (self.data_directory / name).exists():
                 places[setting] = str(self.data_directory / name)

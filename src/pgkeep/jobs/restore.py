@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from pgkeep.datadir.recovery_files import (
 )
 from pgkeep.datadir.target import Target
 from pgkeep.errors import BackupUnusable, RecoveryFailed, RestoreRefused
+from pgkeep.jobs.archive_service import ArchiveService
 from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.jobs.replay import ReplayEnd, open_private, watch_replay
 from pgkeep.jobs.set_aside import Aside, set_aside
@@ -42,6 +44,8 @@ from pgkeep.server.connection import fetch
 from pgkeep.server.tools import Toolbox
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead, RecordTail
+from pgkeep.vault.wal_archive import WalArchive
+from pgkeep.wire.archive_packets import Operation
 
 WAL_PLAN_FILE = "pgkeep.wal-plan.json"
 PHASES = ("pre-check", "lay-down", "recovery-config", "start-and-replay", "topology", "verify-and-cleanup")
@@ -67,7 +71,9 @@ class RestoreRequest:
         tablespaces: OID to absolute directory, for those that do not go where they were.
         overwrite_existing: Move away what stands there.
         start: Run phases 4 to 6; otherwise they are prepared and happen when the server is started.
-        restore_command: Returns it as the restored server will run it, given the path of the restore's WAL plan.
+        archive: Where the WAL comes from.
+        restore_command: Returns it as the restored server will run it, given the path of the restore's WAL plan, and of
+            the socket where pgkeep answers meanwhile, if it does.
         toolbox: Programs of the backup's major version.
         timeout_seconds: For phase 4; 0 waits for ever.
         workers: Threads for the lay-down.
@@ -83,7 +89,8 @@ class RestoreRequest:
     tablespaces: dict[int, Path] = field(default_factory=dict)
     overwrite_existing: bool = False
     start: bool = False
-    restore_command: Callable[[Path], str]
+    archive: WalArchive
+    restore_command: Callable[[Path, Path | None], str]
     toolbox: Toolbox
     timeout_seconds: int = 3600
     workers: int = 2
@@ -127,14 +134,12 @@ class PreparedRestore:
         request: What was asked for.
         target: The directories.
         aside: What would be moved away.
-        settings: For ``postgresql.auto.conf`` until recovery is over.
-        lasting: For ``postgresql.auto.conf`` afterwards.
+        lasting: For ``postgresql.auto.conf``, also when recovery is over.
     """
 
     request: RestoreRequest
     target: Target
     aside: Sequence[Aside]
-    settings: dict[str, str]
     lasting: dict[str, str]
 
     def lines(self) -> Iterator[str]:
@@ -185,16 +190,13 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
     )
     aside = set_aside(target, now=now) if request.overwrite_existing else ()
     target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
-    recovery = recovery_settings(request.target, major=request.major, restore_command=request.restore_command(request.wal_plan_path))
     lasting: dict[str, str] = {}
     if request.is_copy:
         # A copy must never write into the archive of the server that it was copied from.
         lasting["archive_mode"] = "off"
     if request.port:
         lasting["port"] = str(request.port)
-    # Whoever starts the server without us must not wake a subscription that takes the publisher's slot.
-    settings = recovery | lasting | {"max_logical_replication_workers": "0"}
-    return PreparedRestore(request=request, target=target, aside=aside, settings=settings, lasting=lasting)
+    return PreparedRestore(request=request, target=target, aside=aside, lasting=lasting)
 
 
 def restore(prepared: PreparedRestore, supply: Supply) -> RestoreResult:
@@ -213,16 +215,40 @@ def restore(prepared: PreparedRestore, supply: Supply) -> RestoreResult:
         request.say(f"moved {aside.path} to {aside.new_path}")
     files, size = _lay_down(prepared, supply)
     log.done(f"{size_text(size)} restored in {files} files")
-    _write_recovery_files(prepared)
-    log.done(_describe(prepared.settings))
     if not request.start:
-        request.say("the server was not started: its next start replays to the target")
-        if request.is_copy:
-            request.say("archiving is off in this copy; ALTER SYSTEM RESET archive_mode brings it back")
-        request.say("logical replication is off until ALTER SYSTEM RESET max_logical_replication_workers")
+        settings = _settings(prepared, request.target, socket=None)
+        _write_recovery_files(prepared, settings)
+        log.done(_describe(settings))
+        _say_what_is_left(request)
         return RestoreResult(files, size, None)
-    end, databases = _run_behind_fence(prepared, log)
+    owner = prepared.target.owner or Owner.of(prepared.target.data_directory)
+    access = PrivateAccess.make(owner)
+    try:
+        fenced = _FencedServer(prepared, access, owner)
+        settings = _settings(prepared, request.target, socket=fenced.archive_socket)
+        _write_recovery_files(prepared, settings)
+        log.done(_describe(settings))
+        end, databases = fenced.run(log)
+    finally:
+        if not (access.directory / f".s.PGSQL.{access.port}").exists():
+            access.remove()
     return RestoreResult(files, size, end, databases)
+
+
+def _say_what_is_left(request: RestoreRequest) -> None:
+    request.say("the server was not started: its next start replays to the target")
+    if request.is_copy:
+        request.say("archiving is off in this copy; ALTER SYSTEM RESET archive_mode brings it back")
+    request.say("logical replication is off until ALTER SYSTEM RESET max_logical_replication_workers")
+
+
+def _settings(prepared: PreparedRestore, target: RecoveryTarget, *, socket: Path | None) -> dict[str, str]:
+    """Return what goes into ``postgresql.auto.conf`` until recovery is over."""
+    request = prepared.request
+    command = request.restore_command(request.wal_plan_path, socket)
+    recovery = recovery_settings(target, major=request.major, restore_command=command)
+    # Whoever starts the server without us must not wake a subscription that takes the publisher's slot.
+    return recovery | prepared.lasting | {"max_logical_replication_workers": "0"}
 
 
 def size_text(size: int) -> str:
@@ -287,7 +313,7 @@ def _lay_down(prepared: PreparedRestore, supply: Supply) -> tuple[int, int]:
     return laid.files, laid.bytes
 
 
-def _write_recovery_files(prepared: PreparedRestore) -> None:
+def _write_recovery_files(prepared: PreparedRestore, settings: dict[str, str]) -> None:
     request, target = prepared.request, prepared.target
     base = request.base
     paths = parse_tablespace_map(base.tablespace_map, major=request.major)
@@ -297,7 +323,7 @@ def _write_recovery_files(prepared: PreparedRestore) -> None:
         backup_label=base.backup_label,
         tablespace_map=render_tablespace_map(moved, major=request.major) if moved else "",
         signal=Signal.RECOVERY,
-        settings=prepared.settings,
+        settings=settings,
     ).write(data_directory, owner=target.owner)
     needed = {name: value for name, value in base.settings.items() if name in _NEEDED_SETTINGS}
     for name in write_missing_configuration(data_directory, needed, owner=target.owner):
@@ -357,86 +383,116 @@ def _describe(settings: dict[str, str]) -> str:
 _MINOR = frozenset({"recovery_target_inclusive", "recovery_target_action"})
 
 
-def _run_behind_fence(prepared: PreparedRestore, log: _PhaseLog) -> tuple[ReplayEnd, tuple[str, ...]]:
-    request, data_directory = prepared.request, prepared.target.data_directory
-    owner = prepared.target.owner or Owner.of(data_directory)
-    superuser = str(request.base.details.get("superuser", "postgres"))
-    access = PrivateAccess.make(owner)
-    log_path = data_directory.with_name(f"{data_directory.name}.pgkeep-restore.log")
-    instance = Instance(data_directory, bin_directory=request.toolbox.directory, log_path=log_path)
-    fence = fence_settings(major=request.major, socket_directory=str(access.directory)) | access.settings()
-    finished = False
-    try:
-        end = _replay(prepared, instance, access, fence, superuser)
-        what = "promoted to" if end.is_promoted else "on"
-        log.done(f"replay ended at {end.lsn}, {what} timeline {int(end.timeline)}")
-        if request.target.action is TargetAction.SHUTDOWN and not end.is_promoted:
+class _FencedServer:
+    """Phases 4 to 6: the restored server behind its fence, with pgkeep answering its restore_command."""
+
+    def __init__(self, prepared: PreparedRestore, access: PrivateAccess, owner: Owner) -> None:
+        request, data_directory = prepared.request, prepared.target.data_directory
+        self._prepared = prepared
+        self._request = request
+        self._access = access
+        self._owner = owner
+        self._superuser = str(request.base.details.get("superuser", "postgres"))
+        log_path = data_directory.with_name(f"{data_directory.name}.pgkeep-restore.log")
+        self._instance = Instance(data_directory, bin_directory=request.toolbox.directory, log_path=log_path)
+        self._fence = fence_settings(major=request.major, socket_directory=str(access.directory)) | access.settings()
+        self.archive_socket = access.directory / "archive" / "socket"
+
+    def run(self, log: _PhaseLog) -> tuple[ReplayEnd, tuple[str, ...]]:
+        """Replay, check, and open the server; whatever fails leaves it stopped."""
+        request = self._request
+        # The server's user must get through to the socket; nobody else gets into the directory above.
+        self.archive_socket.parent.mkdir(mode=0o711)
+        self.archive_socket.parent.chmod(0o711)
+        service = ArchiveService(
+            request.archive,
+            self.archive_socket,
+            operations=(Operation.GET,),
+            plan_path=request.wal_plan_path,
+            client_uid=self._owner.uid,
+        )
+        thread = threading.Thread(target=service.serve, name="archive-service", daemon=True)
+        finished = False
+        try:
+            with service:
+                thread.start()
+                try:
+                    end = self._replay()
+                finally:
+                    service.stop()
+                    thread.join()
+            log.done(f"replay ended at {end.lsn}, {'promoted to' if end.is_promoted else 'on'} timeline {end.timeline}")
+            databases = self._finish(end, log)
+            finished = True
+        finally:
+            if not finished:
+                self._instance.stop()
+        return end, databases
+
+    def _finish(self, end: ReplayEnd, log: _PhaseLog) -> tuple[str, ...]:
+        request, access = self._request, self._access
+        if not end.is_promoted and request.target.action is TargetAction.SHUTDOWN:
             log.done("nothing to do: the server is shut down at the target")
             log.done("the server is shut down at the target, as asked")
-            finished = True
-            return end, ()
-        log.done(_disable_subscriptions(access, superuser) if end.is_promoted else "waits for the promotion")
-        databases = _ask_every_database(access, superuser)
+            return ()
+        log.done(_disable_subscriptions(access, self._superuser) if end.is_promoted else "waits for the promotion")
+        databases = _ask_every_database(access, self._superuser)
         if not end.is_promoted:
             log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
-            request.say(f"to look: psql -h {access.directory} -p {access.port} -U {superuser}")
+            request.say(f"to look: psql -h {access.directory} -p {access.port} -U {self._superuser}")
             request.say("to open it: SELECT pg_wal_replay_resume(), then restart it")
-            finished = True
-            return end, databases
-        _lift_fence(prepared, instance, owner)
-        access.remove()
+            return databases
+        self._lift_fence()
         log.done(f"every database answers ({len(databases)})")
-        finished = True
-        return end, databases
-    finally:
-        if not finished:
-            instance.stop()
-            access.remove()
+        return databases
 
-
-def _replay(
-    prepared: PreparedRestore,
-    instance: Instance,
-    access: PrivateAccess,
-    fence: dict[str, str],
-    superuser: str,
-) -> ReplayEnd:
-    request = prepared.request
-
-    def attempt(target: RecoveryTarget) -> ReplayEnd:
-        instance.start(fence)
+    def _attempt(self, target: RecoveryTarget) -> ReplayEnd:
+        self._instance.start(self._fence)
         return watch_replay(
-            instance,
-            access,
+            self._instance,
+            self._access,
             target,
-            major=request.major,
-            superuser=superuser,
-            timeout_seconds=request.timeout_seconds,
-            say=request.say,
+            major=self._request.major,
+            superuser=self._superuser,
+            timeout_seconds=self._request.timeout_seconds,
+            say=self._request.say,
         )
 
-    target = request.target
-    if target.kind is not TargetKind.TIME:
-        return attempt(target)
-    try:
-        return attempt(target)
-    except RecoveryFailed as first_failure:
-        # A time after the last commit, but within the WAL held, means the end of that WAL. The server calls it a target
-        # that was not reached; so replay on without one, and see that nothing later than the target came.
-        instance.stop()
-        latest = replace(target, kind=TargetKind.LATEST, value=None)
-        settings = recovery_settings(latest, major=request.major, restore_command=request.restore_command(request.wal_plan_path))
-        owner = prepared.target.owner
-        append_settings(prepared.target.data_directory, prepared.settings | settings, owner=owner)
+    def _replay(self) -> ReplayEnd:
+        target = self._request.target
+        if target.kind is not TargetKind.TIME:
+            return self._attempt(target)
         try:
-            end = attempt(latest)
+            return self._attempt(target)
+        except RecoveryFailed as failure:
+            # A time after the last commit, but within the WAL held, means the end of that WAL. The server calls it a
+            # target that was not reached; so replay on without one, and see that nothing later than the target came.
+            first_failure = failure
+        self._instance.stop()
+        latest = replace(target, kind=TargetKind.LATEST, value=None)
+        settings = _settings(self._prepared, latest, socket=self.archive_socket)
+        append_settings(self._prepared.target.data_directory, settings, owner=self._prepared.target.owner)
+        try:
+            end = self._attempt(latest)
         except RecoveryFailed:
             raise first_failure from None
         if end.last_commit is not None and end.last_commit > target.time:
-            raise first_failure from None
+            raise first_failure
         last = end.last_commit.isoformat(sep=" ") if end.last_commit is not None else "before the backup"
-        request.say(f"the target time is after the last commit ({last}): recovered to the end of the WAL")
+        self._request.say(f"the target time is after the last commit ({last}): recovered to the end of the WAL")
         return end
+
+    def _lift_fence(self) -> None:
+        """Stop the server, take the recovery settings out, and start it as its own configuration says."""
+        data_directory, lasting = self._prepared.target.data_directory, self._prepared.lasting
+        self._instance.stop()
+        settings = _settings(self._prepared, self._request.target, socket=self.archive_socket)
+        remove_settings(data_directory, settings, owner=self._owner)
+        remove_signals(data_directory)
+        remove_file(self._request.wal_plan_path)
+        append_settings(data_directory, lasting, owner=self._owner)
+        self._instance.start(lasting)
+        self._instance.wait_for({ServerStatus.READY}, timeout_seconds=300)
 
 
 def _disable_subscriptions(access: PrivateAccess, superuser: str) -> str:
@@ -467,15 +523,3 @@ def _ask_every_database(access: PrivateAccess, superuser: str) -> tuple[str, ...
             if not server.value("SELECT count(*) FROM pg_class"):
                 raise BackupUnusable(f"database {name} has an empty catalog")
     return tuple(names)
-
-
-def _lift_fence(prepared: PreparedRestore, instance: Instance, owner: Owner) -> None:
-    """Stop the server, take the recovery settings out, and start it as its own configuration says."""
-    data_directory = prepared.target.data_directory
-    instance.stop()
-    remove_settings(data_directory, prepared.settings, owner=owner)
-    remove_signals(data_directory)
-    remove_file(prepared.request.wal_plan_path)
-    append_settings(data_directory, prepared.lasting, owner=owner)
-    instance.start(prepared.lasting)
-    instance.wait_for({ServerStatus.READY}, timeout_seconds=300)
