@@ -1,0 +1,130 @@
+"""``pgkeep info``."""
+
+from __future__ import annotations
+
+from pgkeep.cli.door import Call
+from pgkeep.cli.output import print_json, print_line
+from pgkeep.jobs.info import BackupInfo, ClusterInfo, cluster_info
+from pgkeep.jobs.restore import size_text
+
+
+def run(call: Call, *, as_json: bool) -> None:
+    """Show one cluster, or all."""
+    vault = call.vault()
+    infos = []
+    for name in [call.cluster_name] if call.cluster_name else vault.clusters():
+        with vault.cluster(name) as cluster:
+            infos.append(cluster_info(cluster))
+    if as_json:
+        print_json([_document(info) for info in infos])
+        return
+    for info in infos:
+        _print(info)
+    if not infos:
+        print_line("the vault holds no cluster")
+
+
+def _print(info: ClusterInfo) -> None:
+    print_line(f"cluster {info.name}: {info.status}")
+    print_line(f"  PostgreSQL {info.major}, system identifier {info.system_identifier}")
+    for window in info.windows:
+        print_line(
+            f"  recoverable: {_short(window.start_time)} .. {_short(window.end_time)}, "
+            f"{window.start_lsn} .. {window.end_lsn}, timeline {window.timeline}"
+        )
+    for gap in info.gaps:
+        print_line(f"  gap: WAL {gap.start} .. {gap.stop} on timeline {gap.timeline} is missing")
+    for held in info.wal:
+        print_line(f"  wal: {held.first.name} .. {held.last.name} ({held.segments} segments)")
+    if info.backups:
+        print_line("  backups:")
+    for backup in info.backups:
+        _print_backup(backup)
+    for backup_id, reason in info.unreadable:
+        print_line(f"    {backup_id}  UNREADABLE: {reason}")
+    for backup_id in info.leftovers:
+        print_line(f"    {backup_id}  left by a killed job; pgkeep expire removes it")
+
+
+def _print_backup(backup: BackupInfo) -> None:
+    head, tail = backup.head, backup.tail
+    stop = head.stop_lsn or (head.wal.stop if head.wal is not None else "")
+    notes = [f"based on {head.base}"] if head.base else []
+    if backup.is_pinned:
+        notes.append("pinned")
+    if head.is_damaged:
+        notes.append(f"DAMAGED PAGES: {sum(damaged.count for damaged in head.damaged)}")
+    print_line(
+        f"    {head.backup_id}  {head.mode:5} {head.level.word:12} {_short(head.stop_time or head.end_time)}  "
+        f"{size_text(tail.bytes):>11}  stored {size_text(tail.stored_bytes):>11}"
+        f"{'  to ' + stop if stop else ''}{'  ' + ', '.join(notes) if notes else ''}"
+    )
+    for damaged in head.damaged:
+        blocks = ", ".join(str(block) for block in damaged.blocks[:10])
+        print_line(f"      damaged: {damaged.path} block {blocks}")
+    if head.mode == "dump":
+        for database in head.databases:
+            print_line(f'      database "{database.name}": {size_text(database.size_bytes)}')
+
+
+def _short(moment: str) -> str:
+    return f"{moment[:10]} {moment[11:19]}Z" if moment else "?"
+
+
+def _document(info: ClusterInfo) -> dict[str, object]:
+    return {
+        "cluster": info.name,
+        "status": info.status,
+        "system_identifier": info.system_identifier,
+        "major": info.major,
+        "windows": [
+            {
+                "start_time": w.start_time,
+                "end_time": w.end_time,
+                "start_lsn": w.start_lsn,
+                "end_lsn": w.end_lsn,
+                "timeline": w.timeline,
+                "base": w.base,
+            }
+            for w in info.windows
+        ],
+        "gaps": [{"timeline": g.timeline, "start_lsn": g.start, "end_lsn": g.stop} for g in info.gaps],
+        "wal": [
+            {"timeline": int(h.timeline), "first": h.first.name, "last": h.last.name, "segments": h.segments}
+            for h in info.wal
+        ],
+        "backups": [_backup_document(backup) for backup in info.backups],
+        "unreadable": [{"backup_id": backup_id, "reason": reason} for backup_id, reason in info.unreadable],
+        "leftovers": info.leftovers,
+    }
+
+
+def _backup_document(backup: BackupInfo) -> dict[str, object]:
+    head, tail = backup.head, backup.tail
+    return {
+        "backup_id": head.backup_id,
+        "mode": head.mode,
+        "level": head.level.word,
+        "base": head.base,
+        "references": head.references,
+        "begin_time": head.begin_time,
+        "end_time": head.end_time,
+        "stop_time": head.stop_time,
+        "start_lsn": head.start_lsn,
+        "stop_lsn": head.stop_lsn,
+        "wal_start": head.wal.start if head.wal is not None else "",
+        "wal_stop": head.wal.stop if head.wal is not None else "",
+        "timeline": head.timeline,
+        "server_version": head.server_version_text,
+        "transport": head.transport,
+        "files": tail.files,
+        "bytes": tail.bytes,
+        "sent_bytes": tail.sent_bytes,
+        "stored_bytes": tail.stored_bytes,
+        "pinned": backup.is_pinned,
+        "pages_checked": head.pages_checked,
+        "pages_after_start": head.pages_after_start,
+        "damaged": [{"path": d.path, "count": d.count, "blocks": d.blocks} for d in head.damaged],
+        "databases": [{"name": d.name, "size_bytes": d.size_bytes} for d in head.databases],
+        "warnings": head.warnings,
+    }
