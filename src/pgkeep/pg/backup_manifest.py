@@ -97,6 +97,8 @@ class _WalLine(msgspec.Struct, frozen=True):
     end_lsn: str = msgspec.field(name="End-LSN")
 
 
+# Bytes that are not UTF-8 are a ValueError, a line of many brackets is a RecursionError.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _FILE_LINE = msgspec.json.Decoder(_FileLine)
 _WAL_LINE = msgspec.json.Decoder(_WalLine)
 
@@ -173,7 +175,7 @@ class ManifestReader:
         try:
             found = _FILE_LINE.decode(line.removesuffix(b","))
             file = _file_from(found)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except _UNREADABLE as error:
             raise self._unexpected("a file", line) from error
         self._files += 1
         self._bytes += file.size
@@ -190,7 +192,7 @@ class ManifestReader:
             return
         try:
             found = _WAL_LINE.decode(line.removesuffix(b","))
-        except msgspec.MsgspecError as error:
+        except _UNREADABLE as error:
             raise self._unexpected("a WAL range", line) from error
         self._wal_ranges.append(
             ManifestWalRange(Timeline(found.timeline), Lsn.parse(found.start_lsn), Lsn.parse(found.end_lsn))
