@@ -39,7 +39,10 @@ def run(call: Call, *, as_json: bool) -> None:
 
         def open_sink(plan: Plan) -> AbstractContextManager[RecordingSink]:
             sink = cluster.begin_backup(
-                plan.backup_id, workers=call.workers, compression_level=settings.number("zstd_level")
+                plan.backup_id,
+                workers=call.workers,
+                compression_level=settings.number("zstd_level"),
+                same_as=plan.base.head.files_from if plan.base is not None else "",
             )
             return ProgressSink(sink)
 

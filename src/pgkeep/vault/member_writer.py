@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
+import msgspec
 import zstandard
 from blake3 import blake3
 
 from pgkeep.streams.extents import HasHeader
-from pgkeep.streams.item import UNKNOWN_SIZE, Buffer, ItemHeader, ItemKind
+from pgkeep.streams.item import UNKNOWN_SIZE, Buffer, ItemHeader, ItemKind, ItemRole
 from pgkeep.streams.record import FileEntry, StoredAt
 from pgkeep.streams.tar import TarMember, padding_of, render_member
 from pgkeep.vault.layout import member_name
@@ -31,6 +32,13 @@ def tar_header(header: ItemHeader, size: int) -> bytes:
             group=header.group,
             link=header.link,
         )
+    )
+
+
+def entry_with_header(entry: FileEntry, header: ItemHeader) -> FileEntry:
+    """Return *entry*, whose content stays where it is, with what *header* says of the file now."""
+    return msgspec.structs.replace(
+        entry, mtime_ns=header.mtime_ns, file_mode=header.file_mode, owner=header.owner, group=header.group
     )
 
 
@@ -62,6 +70,8 @@ class MemberWriter:
         backup_id: Of the backup that they belong to.
         compression_level: Of zstd.
         record: Takes the entry of each complete member; called from any worker.
+        held: Returns the entry of a path in an earlier backup; a file with the same content is not kept twice.
+        refer: Takes the entry of each file whose content the earlier backup holds; called from any worker.
     """
 
     def __init__(
@@ -71,11 +81,15 @@ class MemberWriter:
         backup_id: str,
         compression_level: int,
         record: Callable[[FileEntry], None],
+        held: Callable[[str], FileEntry | None] | None = None,
+        refer: Callable[[FileEntry], None] = lambda _: None,
     ) -> None:
         self._free = list(volumes)
         self._backup_id = backup_id
         self._compression_level = compression_level
         self._record = record
+        self._held = held
+        self._refer = refer
         self._local = threading.local()
 
     def begin(self, item: HasHeader, /) -> _Member:
@@ -106,6 +120,12 @@ class MemberWriter:
     def end(self, member: _Member, /) -> None:
         """Complete the member and say where it is."""
         header, volume = member.header, member.volume
+        earlier = self._same_content(member)
+        if earlier is not None:
+            volume.take_back(member.offset)
+            self._free.append(volume)
+            self._refer(earlier)
+            return
         padding = padding_frame(padding_of(member.size))
         if padding:
             volume.append(padding)
@@ -141,6 +161,18 @@ class MemberWriter:
             )
         )
         self._free.append(volume)
+
+    def _same_content(self, member: _Member) -> FileEntry | None:
+        """Return the entry for a file whose content an earlier backup holds already; None when it must be kept."""
+        header = member.header
+        if self._held is None or header.kind is not ItemKind.FILE or header.role is not ItemRole.DATA or not member.size:
+            return None
+        entry = self._held(header.path)
+        if entry is None or entry.at is None or entry.size != member.size:
+            return None
+        if entry.digest != member.content.hexdigest():
+            return None
+        return entry_with_header(entry, header)
 
     def _compressor(self) -> zstandard.ZstdCompressor:
         compressor: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)

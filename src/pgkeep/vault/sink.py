@@ -40,7 +40,7 @@ from pgkeep.streams.record_io import render_file, render_head, render_tail
 from pgkeep.vault.file_index import FileIndex
 from pgkeep.vault.layout import MANIFEST_FILE, RECIPE_FILE, WRITING_FILE, volume_name
 from pgkeep.vault.lock import Lock
-from pgkeep.vault.member_writer import MemberWriter
+from pgkeep.vault.member_writer import MemberWriter, entry_with_header
 from pgkeep.vault.recipe import render_recipe
 from pgkeep.vault.sealed import SealedWriter
 from pgkeep.vault.unnamed_file import UnnamedFile, write_all
@@ -121,6 +121,7 @@ class VaultSink:
         compression_level: Of zstd.
         archive: Where WAL goes.
         file_index: Returns the index over the file list of an earlier backup.
+        same_as: Id of an earlier backup; a file with the same content as there becomes a reference. Empty for none.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class VaultSink:
         compression_level: int,
         archive: WalArchive,
         file_index: Callable[[str], FileIndex],
+        same_as: str = "",
     ) -> None:
         self.directory = directory
         self.backup_id = backup_id
@@ -162,7 +164,12 @@ class VaultSink:
             self._give_up()
             raise
         work = MemberWriter(
-            self._volumes, backup_id=backup_id, compression_level=compression_level, record=self._list.add
+            self._volumes,
+            backup_id=backup_id,
+            compression_level=compression_level,
+            record=self._list.add,
+            held=file_index(same_as).get if same_as else None,
+            refer=self._list.add_reference,
         )
         self._pool = ExtentPool(workers, work, name="vault")
 
@@ -260,13 +267,7 @@ class VaultSink:
             raise BackupUnusable(
                 f"backup {item.held_by} holds {header.path} with {entry.size} bytes, expected {header.size}"
             )
-        return msgspec.structs.replace(
-            entry,
-            mtime_ns=header.mtime_ns,
-            file_mode=header.file_mode,
-            owner=header.owner,
-            group=header.group,
-        )
+        return entry_with_header(entry, header)
 
     def _archive_wal(self, item: StreamedItem | DetachedItem) -> None:
         name = item.header.path.rpartition("/")[2]

@@ -218,10 +218,18 @@ class ClusterVault:
         return Lock(self.directory, CLUSTER_LOCK, shared=shared, verb=verb, wait_seconds=wait_seconds)
 
     def begin_backup(
-        self, backup_id: str, *, workers: int = 2, compression_level: int = 1, wait_seconds: float = 0.0
+        self,
+        backup_id: str,
+        *,
+        workers: int = 2,
+        compression_level: int = 1,
+        same_as: str = "",
+        wait_seconds: float = 0.0,
     ) -> VaultSink:
         """
         Begin to write the backup *backup_id*; leave the sink without ``commit`` and there is none.
+
+        With *same_as*, the id of an earlier backup, a file with the same content as there becomes a reference.
 
         Raises:
             VaultBusy: Another backup is being written, or something is being deleted.
@@ -240,6 +248,7 @@ class ClusterVault:
                 compression_level=compression_level,
                 archive=self.archive,
                 file_index=self.file_index,
+                same_as=same_as,
             )
         except BaseException:
             for lock in locks:

@@ -107,6 +107,24 @@ class VolumeWriter:
             raise write_error(self.path, error) from error
         assert written == len(stored)
 
+    def take_back(self, offset: int) -> None:
+        """Drop what was appended from *offset* on; it was not a member yet."""
+        first_gathered = self.offset - self._gathered_bytes
+        if offset < first_gathered:
+            self._flush()
+            try:
+                os.ftruncate(self._fd, offset)
+                os.lseek(self._fd, offset, os.SEEK_SET)
+            except OSError as error:
+                raise write_error(self.path, error) from error
+            self._written = offset
+            self._writeback_from = min(self._writeback_from, offset)
+        while self.offset > offset and self._gathered:
+            length = len(self._gathered.pop())
+            self._gathered_bytes -= length
+            self.offset -= length
+        self.offset = offset
+
     def end_member(self, stored_digest: bytes) -> None:
         """Take note of a member's stored digest."""
         self._members.update(stored_digest)
