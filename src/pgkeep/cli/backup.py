@@ -33,8 +33,6 @@ def run(call: Call, *, as_json: bool) -> None:
         say=say,
         warn=warn,
     )
-    if request.level is not Level.FULL and request.level not in mode.levels:
-        say(f"mode {mode.name} knows no {request.level.word}: making a Full")
     with call.cluster() as cluster, Server.open(call.connection()) as server:
 
         def open_sink(plan: Plan) -> AbstractContextManager[RecordingSink]:

@@ -135,7 +135,7 @@ class Mode(Protocol):
 
     name: str
     levels: frozenset[Level]
-    """Levels that differ from a Full; another level is made as a Full, which the log says."""
+    """Levels that it makes; another one is made as a Full, which the log says."""
 
     def options(self, value_of: Callable[[str], Any]) -> Any:
         """Return the mode's options; *value_of* gives the value of a parameter by its canonical name."""

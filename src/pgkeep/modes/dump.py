@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -149,6 +150,24 @@ class DumpMode:
 
     name = "dump"
     levels = frozenset({Level.FULL})
+
+    def options(self, value_of: Callable[[str], Any]) -> DumpOptions:
+        """Return the options of a dump."""
+        bin_dir = value_of("bin_dir")
+        return DumpOptions(
+            databases=value_of("database"),
+            excluded=value_of("exclude_database"),
+            format=DumpFormat(value_of("dump_format")),
+            compression=Compression(value_of("compress")),
+            compression_level=value_of("compression_level"),
+            include_blobs=value_of("include_blobs"),
+            include_globals=value_of("include_globals"),
+            lock_wait_timeout_seconds=value_of("lock_wait_timeout"),
+            jobs=value_of("parallel_jobs"),
+            extra=value_of("dump_options"),
+            bin_dir=Path(bin_dir) if bin_dir else None,
+            tmpdir=Path(value_of("tmpdir")),
+        )
 
     def plan(self, request: BackupRequest, *, server: Server, history: History) -> DumpPlan:
         """

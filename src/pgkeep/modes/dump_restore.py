@@ -42,6 +42,7 @@ from pgkeep.server.pg_restore import (
     finish_restore,
     restore_arguments,
     script_arguments,
+    with_tar_end,
     without_unknown_setting,
     writes_unknown_setting,
 )
@@ -307,6 +308,8 @@ class _Restorer:
         content = decompress(self._only_item(target.path), self._plan.compression)
         if self._plan.format is DumpFormat.PLAIN and writes_unknown_setting(self._dumper, self._server.version):
             content = without_unknown_setting(content)
+        if self._plan.format is DumpFormat.TAR:
+            content = with_tar_end(content)
         with self._loader(target, dbname, None) as child:
             child.feed(content)
             finish_restore(child)

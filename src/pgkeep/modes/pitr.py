@@ -84,7 +84,7 @@ class PitrMode:
     """The mode; see ``modes/contract.py``."""
 
     name = "pitr"
-    levels = frozenset({Level.DIFFERENTIAL, Level.INCREMENTAL})
+    levels = ALL_LEVELS
 
     def options(self, value_of: Callable[[str], Any]) -> PitrOptions:
         """Return the options of a pitr backup."""
