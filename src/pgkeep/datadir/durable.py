@@ -18,6 +18,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _sync_file_range = getattr(_libc, "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_fallocate = getattr(_libc, "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _syncfs = getattr(_libc, "syncfs", None)
 if _syncfs is not None:
     _syncfs.argtypes = [ctypes.c_int]
@@ -41,6 +44,16 @@ def start_writeback(descriptor: int, offset: int, length: int) -> None:
     """Ask the kernel to begin writing a range of a file to disk, without waiting; a hint, which may do nothing."""
     if _sync_file_range is not None:
         _sync_file_range(descriptor, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Take *size* bytes of room for a file where the file system can; raise OSError when there is not enough."""
+    # Not posix_fallocate: where the file system has no such thing, that writes to every block instead.
+    if _fallocate is None or _fallocate(descriptor, 0, 0, size) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        raise OSError(number, os.strerror(number))
 
 
 class Barrier:

@@ -1,8 +1,8 @@
 """
 Laying down a backup: items become files beneath the target, durable before the next step begins.
 
-Extents are written by a pool of threads as they arrive. The kernel is asked to write them to disk at once, so that the
-one barrier at the end, before ``finish`` returns, finds little left to do. Nothing is a cluster until
+Extents are written by a pool of threads as they arrive, and are on their way to the disk at once, so that the one
+barrier at the end, before ``finish`` returns, finds little left to do. Nothing is a cluster until
 ``Target.complete`` says so.
 """
 
@@ -17,15 +17,13 @@ from types import TracebackType
 from typing import Self, cast
 
 from pgkeep.datadir.beneath import Beneath, safe_parts
-from pgkeep.datadir.durable import Barrier, start_writeback
+from pgkeep.datadir.durable import Barrier
+from pgkeep.datadir.extent_writer import ExtentWriter, WrittenFile
 from pgkeep.datadir.target import Target
 from pgkeep.errors import FormatError, PgkeepError
 from pgkeep.pg import data_directory as names
 from pgkeep.streams.extents import ExtentPool, HasHeader
 from pgkeep.streams.item import Buffer, DetachedItem, ItemHeader, ItemKind, StreamedItem
-
-WRITEBACK_BYTES = 256 << 10
-"""Pieces smaller than this are left to the barrier: the kernel writes them better in bulk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +35,14 @@ class LaidDown:
 
 
 class _OpenFile:
-    """A file that is being written."""
+    """An item and the file that it becomes."""
 
-    __slots__ = ("descriptor", "header", "place")
+    __slots__ = ("header", "place", "written")
 
-    def __init__(self, header: ItemHeader, place: Path, descriptor: int) -> None:
+    def __init__(self, header: ItemHeader, place: Path, written: WrittenFile) -> None:
         self.header = header
         self.place = place
-        self.descriptor = descriptor
+        self.written = written
 
 
 class LayDown:
@@ -70,6 +68,7 @@ class LayDown:
         self._open: set[_OpenFile] = set()
         self._root_mode = 0o700
         self._places: dict[Path, Beneath] = {}
+        self._writer = ExtentWriter()
         self._barrier = Barrier(target.directories)
         try:
             for directory in target.directories:
@@ -87,7 +86,7 @@ class LayDown:
     ) -> None:
         self._pool.close()
         for file in self._open:
-            os.close(file.descriptor)
+            file.written.close()
         self._open.clear()
         self._close_places()
 
@@ -138,34 +137,29 @@ class LayDown:
         directory, inside = self._place(item.header)
         place = directory / inside
         try:
-            descriptor = self._places[directory].create_file(inside)
+            written = self._writer.begin(self._places[directory].create_file(inside), item.header.size)
         except OSError as error:
             raise self._write_error(str(place), error) from error
-        file = _OpenFile(item.header, place, descriptor)
+        file = _OpenFile(item.header, place, written)
         with self._lock:
             self._open.add(file)
         return file
 
     def extent(self, file: _OpenFile, offset: int, buffer: Buffer) -> None:
-        """Write one extent and start its way to the disk."""
-        view = memoryview(buffer)
-        length, done = len(view), 0
+        """Write one extent."""
         try:
-            while done < length:
-                done += os.pwrite(file.descriptor, view[done:], offset + done)
+            self._writer.write(file.written, offset, buffer)
         except OSError as error:
             raise self._write_error(str(file.place), error) from error
-        if length >= WRITEBACK_BYTES:
-            start_writeback(file.descriptor, offset, length)
         with self._lock:
-            self.bytes += length
+            self.bytes += len(buffer)
 
     def ordered(self, file: _OpenFile, result: None) -> None:
         """Nothing of a file needs an order."""
 
     def end(self, file: _OpenFile) -> None:
         """Give the file its times and bits, and close it."""
-        header, descriptor = file.header, file.descriptor
+        header, descriptor = file.header, file.written.descriptor
         try:
             file_mode = (header.file_mode & 0o777) | 0o600
             if file_mode != 0o600:
@@ -178,7 +172,7 @@ class LayDown:
         with self._lock:
             self._open.discard(file)
             self.files += 1
-        os.close(descriptor)
+        file.written.close()
 
     def _place(self, header: ItemHeader) -> tuple[Path, str]:
         if not header.path.startswith(self._prefix):
