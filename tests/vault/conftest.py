@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgkeep.vault.vault import ClusterIdentity, ClusterVault, Vault
-
-SYSTEM_IDENTIFIER = 7_300_000_000_000_000_001
+from tests.vault.stories import SYSTEM_IDENTIFIER
 
 
 @pytest.fixture

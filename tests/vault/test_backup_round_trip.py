@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pgkeep.errors import BackupUnusable, VaultError
-from pgkeep.streams.extents import ExtentPool, HasHeader
-from pgkeep.streams.item import EXTENT_BYTES, Buffer, ItemKind, UnchangedItem
+from pgkeep.streams.item import EXTENT_BYTES, ItemKind, ItemRole, UnchangedItem
 from pgkeep.vault.vault import ClusterVault
+from tests.archive.made_wal import segment_at, wal_of
 from tests.vault.made_items import (
     DIFFERENTIAL,
     FULL,
@@ -29,8 +28,7 @@ from tests.vault.made_items import (
     streamed,
     symlink,
 )
-
-Made = MadeDetached | MadeStreamed
+from tests.vault.stories import SYSTEM_IDENTIFIER, Made, fetch, store
 
 SIZES = [0, 1, 511, 512, 513, EXTENT_BYTES - 1, EXTENT_BYTES, EXTENT_BYTES + 1, 9 << 20]
 LONG = "/".join(["component" * 9] * 3)
@@ -47,48 +45,6 @@ def a_bit_of_everything() -> list[Made]:
     items += [detached("@postgresql/pitr/tblspc/16385/PG_18_202506291/5/16386", 8192)]
     items += [streamed("@postgresql/pitr/backup_label", 60), detached(f'{ROOT}/we ird "näme"', 10)]
     return items
-
-
-def store(
-    cluster: ClusterVault, items: Sequence[Made | UnchangedItem], backup_id: str = FULL, workers: int = 2
-) -> None:
-    """Write a backup of *items*."""
-    with cluster.begin_backup(backup_id, workers=workers) as sink:
-        for item in items:
-            sink.accept(item)
-        sink.commit(head_of(backup_id))
-
-
-@dataclass
-class Gathering:
-    """Extent work that gathers contents."""
-
-    contents: dict[str, bytearray]
-
-    def begin(self, item: HasHeader, /) -> bytearray:
-        """Make room."""
-        return self.contents.setdefault(item.header.path, bytearray())
-
-    def extent(self, state: bytearray, offset: int, buffer: Buffer, /) -> Buffer:
-        """Pass it on."""
-        return buffer
-
-    def ordered(self, state: bytearray, result: Buffer, /) -> None:
-        """Append."""
-        state += result
-
-    def end(self, state: bytearray, /) -> None:
-        """Nothing."""
-
-
-def fetch(cluster: ClusterVault, backup_id: str = FULL) -> dict[str, bytes]:
-    """Return the contents of a backup by path, read by two threads."""
-    work = Gathering({})
-    with cluster.open_backup(backup_id) as backup, ExtentPool(2, work) as pool:
-        for item in backup.items():
-            pool.submit_detached(item)
-        pool.drain()
-    return {path: bytes(content) for path, content in work.contents.items()}
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -205,3 +161,32 @@ def test_an_id_is_used_once(cluster: ClusterVault) -> None:
         cluster.begin_backup(FULL)
     assert str(caught.value) == f"cluster main has a backup {FULL} already"
     assert fetch(cluster) == {f"{ROOT}/a": content_of(f"{ROOT}/a", 1)}
+
+
+def test_wal_goes_to_the_archive_and_what_the_backup_needs_to_both(cluster: ClusterVault, tmp_path: Path) -> None:
+    """WAL carried for the archive is no member; WAL that the backup needs is one, below pg_wal, and is archived too."""
+    carried, needed = segment_at(7), segment_at(8)
+    contents = {segment.name: wal_of(segment, system=SYSTEM_IDENTIFIER) for segment in (carried, needed)}
+    with cluster.begin_backup(FULL) as sink:
+        for segment, role in ((carried, ItemRole.WAL), (needed, ItemRole.BACKUP_WAL)):
+            item = streamed(f"@postgresql/pitr/wal/{segment.name}", 1 << 20, role=role)
+            sink.accept(MadeStreamed(item.header, contents[segment.name]))
+        sink.commit(head_of(FULL))
+    assert fetch(cluster) == {f"@postgresql/pitr/wal/{needed.name}": contents[needed.name]}
+    for name, content in contents.items():
+        assert b"".join(bytes(piece) for piece in cluster.archive.read(name)) == content
+    unpack(tmp_path / "unpacked", cluster.backup_directory(FULL))
+    assert (tmp_path / "unpacked/pg_wal" / needed.name).read_bytes() == contents[needed.name]
+
+
+def test_a_barrier_is_read_when_accept_returns(cluster: ClusterVault) -> None:
+    """Items before a barrier, and the barrier itself, have been read to their end when accept comes back."""
+    before = [detached(f"{ROOT}/base/{number}", 5 << 20) for number in range(8)]
+    control = detached(f"{ROOT}/global/pg_control", 8192)
+    barrier = MadeDetached(dataclasses.replace(control.header, barrier=True), control.content)
+    with cluster.begin_backup(FULL) as sink:
+        for item in before:
+            sink.accept(item)
+        sink.accept(barrier)
+        assert [item.closed for item in [*before, barrier]] == [1] * 9
+        sink.commit(head_of(FULL))

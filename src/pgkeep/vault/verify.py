@@ -15,6 +15,7 @@ from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.extents import ExtentPool
 from pgkeep.streams.record import FileEntry, RecordHead
 from pgkeep.vault.layout import MANIFEST_FILE, volume_name
+from pgkeep.vault.retention import needs_of
 from pgkeep.vault.stored_backup import StoredBackup
 from pgkeep.vault.vault import ClusterVault, Unreadable
 from pgkeep.vault.verify_members import NotedItem, PageVerification, VolumeCheck
@@ -52,7 +53,9 @@ def verify(
     archive = cluster.archive
     with cluster.lock(shared=True, verb="verify", wait_seconds=wait_seconds):
         heads: list[RecordHead] = []
+        present: set[str] = set()
         for found in cluster.scan_backups():
+            present.add(found.backup_id)
             if backup_ids and found.backup_id not in backup_ids:
                 continue
             report.backups.append(found.backup_id)
@@ -63,6 +66,8 @@ def verify(
         if absent := sorted(set(backup_ids) - set(report.backups)):
             raise VaultError(f'cluster {cluster.name} has no backup "{absent[0]}"')
         for head in heads:
+            for needed in sorted(needs_of(head) - present):
+                report.find(Finding(head.backup_id, MANIFEST_FILE, "", f"it needs backup {needed}, which is not there"))
             _verify_backup(cluster, head.backup_id, workers, report, progress, follow_references=bool(backup_ids))
         verify_wal_files(
             archive,
