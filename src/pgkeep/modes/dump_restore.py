@@ -22,7 +22,7 @@ import msgspec
 from pgkeep.errors import BackupUnusable, RestoreRefused, ServerError, UsageError
 from pgkeep.modes.dump import DumpDetails, DumpMode
 from pgkeep.modes.dump_names import select_names
-from pgkeep.modes.dump_staging import check_space, size_text, staging_directory
+from pgkeep.modes.dump_staging import check_space, size_text, staging_directory, write_staged
 from pgkeep.server.client_program import ClientProgram, client_environment
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (
@@ -327,11 +327,7 @@ class _Restorer:
                 name = item.header.path.removeprefix(f"{target.path}/").removesuffix(self._plan.compression.suffix)
                 if "/" in name:
                     raise BackupUnusable(f"not a file of a dump in directory format: {item.header.path}")
-                with open(directory / name, "xb", buffering=0) as stream:
-                    for chunk in decompress(content_of(item), self._plan.compression):
-                        view = memoryview(chunk)
-                        while view:
-                            view = view[stream.write(view) :]
+                write_staged(directory / name, decompress(content_of(item), self._plan.compression))
                 files += 1
             if not files:
                 raise BackupUnusable(f"backup {self._plan.head.backup_id} lacks {target.path}")

@@ -7,10 +7,11 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pgkeep.errors import SettingsError
+from pgkeep.streams.item import Buffer
 
 _PREFIX = "staged-"
 
@@ -58,6 +59,21 @@ def check_space(tmpdir: Path, need_bytes: int, *, purpose: str) -> None:
             f"tmpdir {tmpdir} has {size_text(free)} free, expected {size_text(need_bytes)} for {purpose}",
             hint="point tmpdir at a larger file system, or use dump_format custom, which needs no space",
         )
+
+
+def write_staged(file: Path, chunks: Iterable[Buffer]) -> None:
+    """Write a new *file* below ``tmpdir``; raise SettingsError when there is no room for it."""
+    with open(file, "xb", buffering=0) as stream:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                try:
+                    view = view[stream.write(view) :]
+                except OSError as error:
+                    raise SettingsError(
+                        f"cannot write to tmpdir {file.parent.parent}: {error.strerror}",
+                        hint="point tmpdir at a larger file system",
+                    ) from error
 
 
 def size_text(size_bytes: int) -> str:

@@ -231,7 +231,7 @@ def first_error(lines: Sequence[str]) -> str:
 
 def _advice(text: str) -> str:
     for sign, advice in _ADVICE:
-        if sign in text:
+        if re.search(sign, text):
             return advice
     return ""
 
@@ -239,7 +239,9 @@ def _advice(text: str) -> str:
 _ADVICE = (
     ("permission denied for large object", 'give the role rights on large objects: run "pgkeep grants --mode dump"'),
     ("row-level security policy", 'give the role BYPASSRLS: run "pgkeep grants --mode dump"'),
+    ("permission denied to", "the restoring role lacks a right: restore as a superuser"),
     ("permission denied", 'give the role the rights that "pgkeep grants --mode dump" prints'),
+    ('ERROR: +role ".*" does not exist', "restore the globals first, or create the role"),
     ("No space left on device", "free space, or point tmpdir at a larger file system"),
     ("aborting because of server version mismatch", "set bin_dir to the programs of the server's major version"),
 )
