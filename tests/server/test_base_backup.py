@@ -185,10 +185,9 @@ def test_content_that_is_not_read_is_passed_over(shared_server: Server) -> None:
         assert backup.received_bytes > 10 << 20
 
 
-def test_in_place_tablespace_comes_with_its_path(cluster: Cluster, server: Server) -> None:
-    """An in-place tablespace's files stand below pg_tblspc, once."""
-    if not server.capabilities.has_in_place_tablespaces:
-        pytest.fail("every release of the lab is new enough for this")
+def test_in_place_tablespace_comes_or_is_refused(cluster: Cluster, server: Server) -> None:
+    """An in-place tablespace's files stand below pg_tblspc; a server that leaves them out is refused beforehand."""
+    queries.check_stream_is_complete(server)
     with cluster.connect() as connection:
         connection.execute("SET allow_in_place_tablespaces = on")
         connection.execute("CREATE TABLESPACE inside LOCATION ''")
@@ -197,6 +196,14 @@ def test_in_place_tablespace_comes_with_its_path(cluster: Cluster, server: Serve
     with server.replication() as replication:
         received = receive(replication)
     assert path.startswith("pg_tblspc/")
+    if path not in received.content:
+        with pytest.raises(ServerError) as error:
+            queries.check_stream_is_complete(server)
+        assert error.value.message == (
+            f"PostgreSQL {cluster.major} at {server.where} does not stream the files of the in-place tablespace inside"
+        )
+        return
+    queries.check_stream_is_complete(server)
     assert received.content[path] == (cluster.data_directory / path).read_bytes()
     assert all(not tablespace.location for tablespace in received.start.tablespaces)
 

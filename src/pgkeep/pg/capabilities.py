@@ -145,6 +145,11 @@ class Capabilities:
         return self.server_version >= {12: 120012, 13: 130008, 14: 140005}.get(self.major, 0)
 
     @property
+    def streams_in_place_tablespaces(self) -> bool:
+        """Until 15, BASE_BACKUP leaves the files of in-place tablespaces out, without a word."""
+        return self.major >= 16
+
+    @property
     def has_stats_temp_directory(self) -> bool:
         """``stats_temp_directory`` was dropped in 15, when statistics moved to shared memory."""
         return self.major < 15

@@ -197,6 +197,19 @@ def tablespaces(server: Server) -> list[ServerTablespace]:
     return [ServerTablespace(oid, name, location if location.startswith("/") else "") for oid, name, location in rows]
 
 
+def check_stream_is_complete(server: Server) -> None:
+    """Raise ServerError when BASE_BACKUP of this server would silently leave tablespaces out."""
+    if server.capabilities.streams_in_place_tablespaces:
+        return
+    in_place = [tablespace.name for tablespace in tablespaces(server) if tablespace.is_in_place]
+    if in_place:
+        raise ServerError(
+            f"PostgreSQL {server.capabilities.major} at {server.where} does not stream the files of the in-place "
+            f"tablespace {', '.join(in_place)}",
+            hint="use transport=local on the server's host, or PostgreSQL 16 or later",
+        )
+
+
 def recovery_settings(server: Server) -> dict[str, str]:
     """Return the settings that matter for a recovery, as ``SHOW`` prints them; those that the role may not see lack."""
     rows = server.rows(
