@@ -39,7 +39,7 @@ class _OpenFile:
 
     __slots__ = ("header", "place", "written")
 
-    def __init__(self, header: ItemHeader, place: Path, written: WrittenFile) -> None:
+    def __init__(self, header: ItemHeader, place: str, written: WrittenFile) -> None:
         self.header = header
         self.place = place
         self.written = written
@@ -135,11 +135,12 @@ class LayDown:
     def begin(self, item: HasHeader) -> _OpenFile:
         """Make the file."""
         directory, inside = self._place(item.header)
-        place = directory / inside
+        # Not a Path: joining one costs as much as half of the system calls of a small file.
+        place = f"{directory}/{inside}"
         try:
             written = self._writer.begin(self._places[directory].create_file(inside), item.header.size)
         except OSError as error:
-            raise self._write_error(str(place), error) from error
+            raise self._write_error(place, error) from error
         file = _OpenFile(item.header, place, written)
         with self._lock:
             self._open.add(file)
@@ -150,7 +151,7 @@ class LayDown:
         try:
             self._writer.write(file.written, offset, buffer)
         except OSError as error:
-            raise self._write_error(str(file.place), error) from error
+            raise self._write_error(file.place, error) from error
         with self._lock:
             self.bytes += len(buffer)
 
@@ -168,7 +169,7 @@ class LayDown:
             if self._barrier.per_file:
                 os.fsync(descriptor)
         except OSError as error:
-            raise self._write_error(str(file.place), error) from error
+            raise self._write_error(file.place, error) from error
         with self._lock:
             self._open.discard(file)
             self.files += 1
