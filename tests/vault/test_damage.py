@@ -80,13 +80,14 @@ def test_damage_in_any_extent_of_a_large_file_is_found(cluster: ClusterVault, ex
 
 
 def test_the_identity_of_vault_and_cluster_is_guarded(vault: Vault, cluster: ClusterVault) -> None:
-    """A flipped bit in cluster.json is an error, and so is another vault's id."""
+    """A flipped bit in vault.toml or cluster.json is an error, and so is another vault's id."""
     file = cluster.directory / "cluster.json"
-    for position in range(file.stat().st_size):
-        flip(file, position)
-        with pytest.raises(VaultError):
-            Vault.open(vault.path).cluster("main")
-        flip(file, position)
+    for damaged in (vault.path / "vault.toml", file):
+        for position in range(damaged.stat().st_size):
+            flip(damaged, position)
+            with pytest.raises(VaultError):
+                Vault.open(vault.path).cluster("main")
+            flip(damaged, position)
     assert Vault.open(vault.path).cluster("main").identity == cluster.identity
     other = Vault.create(vault.path.parent / "other")
     shutil.copy(other.path / "vault.toml", vault.path / "vault.toml")

@@ -119,6 +119,8 @@ class Vault:
             raise VaultError(f"{file} is damaged: {error}") from error
         if vault_format != VAULT_FORMAT:
             raise VaultError(f"the vault at {path} has format {vault_format}, this version reads {VAULT_FORMAT}")
+        if content != _render_vault_file(vault_id):
+            raise VaultError(f"{file} is damaged or was edited: it is not what pgkeep wrote")
         return cls(path, vault_id)
 
     def clusters(self) -> list[str]:
@@ -147,7 +149,7 @@ class Vault:
         return ClusterVault(directory, identity)
 
     def rename_cluster(self, name: str, new_name: str) -> str:
-        """Call the cluster *name* by *new_name*; return that. Raise VaultError when it is taken or somebody works there."""
+        """Call the cluster *name* by *new_name*; return that. Raise VaultError when it is taken or in use."""
         check_cluster_name(new_name)
         cluster = self.cluster(name)
         if (self.path / new_name).exists():
