@@ -1,4 +1,4 @@
-"""``pgkeep archive-push`` and ``pgkeep archive-get``: what the server calls, and what the small client falls back to."""
+"""``pgkeep archive-push`` and ``archive-get``: what the server calls, and what the small client falls back to."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def _parse(verb: str, arguments: list[str]) -> _Call:
             f"{verb} takes --cluster and {expected} operands, found {len(operands)}", hint=USAGE[verb].splitlines()[0]
         )
     config = values.get("config") or os.environ.get("PGKEEP_CONFIG")
-    settings = resolve(from_flags(values), verb=verb, config=read_config(str(config) if config else None), cluster=own["--cluster"])
+    settings = resolve(
+        from_flags(values), verb=verb, config=read_config(str(config) if config else None), cluster=own["--cluster"]
+    )
     plan_path = Path(own["--plan"]) if own["--plan"] else None
     return _Call(own["--cluster"], settings, own["--for-client"], plan_path, operands)
 

@@ -29,7 +29,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def pgkeep(
-    version: Annotated[  # noqa: ARG001 - the callback has done it
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
     ] = False,
 ) -> None:
@@ -41,7 +41,8 @@ def pgkeep(
 def init(
     cluster: Cluster,
     new_system: Annotated[
-        bool, typer.Option("--new-system", help="The cluster was initialised anew: keep its old backups under another name.")
+        bool,
+        typer.Option("--new-system", help="The cluster was initialised anew: keep its old backups under another name."),
     ] = False,
     json: Json = False,
     *,
@@ -107,7 +108,9 @@ def verify(cluster: Cluster, json: Json = False, *, values: dict[str, Any]) -> N
 @with_options("expire")
 def expire(
     cluster: Cluster,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "--plan", help="Say what would go, and remove nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "--plan", help="Say what would go, and remove nothing.")
+    ] = False,
     pin: Annotated[str, typer.Option(metavar="BACKUP_ID", help="Keep this backup until it is unpinned.")] = "",
     unpin: Annotated[str, typer.Option(metavar="BACKUP_ID", help="Let a pinned backup expire again.")] = "",
     json: Json = False,

@@ -85,4 +85,3 @@ def open_call(verb: str, cluster_name: str, values: dict[str, Any]) -> Call:
     for warning in settings.warnings:
         warn(warning)
     return Call(cluster_name, settings)
-

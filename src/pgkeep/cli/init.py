@@ -6,6 +6,7 @@ import os
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, say
+from pgkeep.cli.program import archive_words
 from pgkeep.errors import VaultError
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
@@ -44,7 +45,7 @@ def run(call: Call, *, new_system: bool, as_json: bool) -> None:
     say(f'the vault at {path} now holds cluster "{call.cluster_name}"')
     say("to archive WAL as it is written, set in postgresql.conf:")
     say("    archive_mode = on")
-    say(f"    archive_command = 'pgkeep-wal archive-push --vault={path} --cluster={call.cluster_name} %p'")
+    say(f"    archive_command = '{archive_words()[0]} archive-push --vault={path} --cluster={call.cluster_name} %p'")
     say(f"then run: pgkeep check {call.cluster_name}")
     _report(call, cluster_identity, moved, as_json=as_json)
 

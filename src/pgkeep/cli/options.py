@@ -14,7 +14,9 @@ Values = dict[str, Any]
 _PANELS = {"Connection": "Connection", "Restore": "Restore"}
 
 
-def with_options(verb: str, *, without: frozenset[str] = frozenset()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(
+    verb: str, *, without: frozenset[str] = frozenset()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
     Give a command the options that the table has for *verb*, as ``values``: canonical name to what was typed.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from zoneinfo import ZoneInfo
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
+from pgkeep.cli.program import archive_words, has_client
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
-from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, parse_target_time
+from pgkeep.pg.recovery import RecoveryTarget, TargetAction, parse_target
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
@@ -136,21 +135,19 @@ def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
 
 def _target(call: Call, now: dt.datetime) -> RecoveryTarget:
     settings = call.settings
-    timeline = settings.text("target_timeline") or "latest"
-    action = TargetAction(settings.get("recovery_target_action"))
-    inclusive = settings.flag("target_inclusive")
-    kind, value = TargetKind.LATEST, None
-    if settings.flag("skip_wal_replay"):
-        kind = TargetKind.IMMEDIATE
-    elif lsn := settings.text("target_lsn"):
-        kind, value = TargetKind.LSN, Lsn.parse(lsn)
-    elif xid := settings.get("target_xid"):
-        kind, value = TargetKind.XID, int(xid)
-    elif name := settings.text("target_name"):
-        kind, value = TargetKind.NAME, name
-    elif moment := settings.text("target_time"):
-        kind, value = TargetKind.TIME, parse_target_time(moment, local_zone=_local_zone(call), now=now)
-    return RecoveryTarget(kind=kind, value=value, inclusive=inclusive, timeline=timeline, action=action)
+    # What contradicts was settled when the settings were: an LSN wins over a time, and says so.
+    return parse_target(
+        time=settings.text("target_time") or "",
+        lsn=settings.text("target_lsn") or "",
+        xid=str(settings.get("target_xid") or ""),
+        name=settings.text("target_name") or "",
+        immediate=settings.flag("skip_wal_replay"),
+        inclusive=settings.flag("target_inclusive"),
+        timeline=settings.text("target_timeline") or "latest",
+        action=TargetAction(settings.get("recovery_target_action")),
+        local_zone=_local_zone(call),
+        now=now,
+    )
 
 
 def _local_zone(call: Call) -> ZoneInfo:
@@ -177,14 +174,11 @@ def _tablespaces(mapping: dict[str, str], base: RecordHead) -> dict[int, Path]:
 
 def _restore_command(call: Call) -> Callable[[Path, Path | None], str]:
     """Return what makes the restore_command for the restored server, with everything that it needs spelled out."""
-    program = Path(sys.argv[0]).resolve()
-    client = program.with_name("pgkeep-wal")
-    words = [str(client if client.exists() else program), "archive-get", f"--vault={call.vault_path}"]
-    words.append(f"--cluster={call.cluster_name}")
+    words = [*archive_words(), "archive-get", f"--vault={call.vault_path}", f"--cluster={call.cluster_name}"]
 
     def command(plan_path: Path, socket: Path | None) -> str:
         own = [f"--plan={plan_path}"]
-        if socket is not None and client.exists():
+        if socket is not None and has_client():
             own.append(f"--socket={socket}")
         # A percent sign in a path would be taken for one of the server's own.
         quoted = " ".join(shlex.quote(word).replace("%", "%%") for word in (*words, *own))

@@ -76,14 +76,19 @@ def check_cluster(archive: WalArchive, path: Path) -> None:
 
 def ready_files(path: Path) -> list[Path]:
     """
-    Return the files beside *path* that wait for archiving, in the order in which the server asks for them.
+    Return the files beside *path* that the server will ask for after it, in that order.
 
-    Histories come first, then everything by name (``pgarch_readyXlog``); *path* itself is left out.
+    Histories come first, then everything by name (``pgarch_readyXlog``). What is before *path* in that order has been
+    asked for already.
     """
     try:
         names = os.listdir(path.parent / "archive_status")
     except OSError:
         return []
-    ready = sorted(match[1] for name in names if (match := _READY.fullmatch(name)))
-    ready.sort(key=lambda name: not is_history_name(name))
-    return [path.parent / name for name in ready if name != path.name]
+    ready = (match[1] for name in names if (match := _READY.fullmatch(name)))
+    here = _rank(path.name)
+    return [path.parent / name for name in sorted(ready, key=_rank) if _rank(name) > here]
+
+
+def _rank(name: str) -> tuple[bool, str]:
+    return not is_history_name(name), name

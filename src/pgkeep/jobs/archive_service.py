@@ -186,8 +186,7 @@ class ArchiveService:
 
     def _push(self, connection: ServiceConnection, path: Path) -> None:
         check_cluster(self._archive, path)
-        if self._pusher.is_running_dry:
-            self._pusher.forget_done()
+        if 2 * self._pusher.waiting_ahead <= self._ahead:
             self._pusher.submit_ahead(ready_files(path)[: self._ahead])
         self._pusher.push(path)
         connection.send(Answer(Result.DONE))

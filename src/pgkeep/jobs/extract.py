@@ -54,8 +54,7 @@ def _write(path: Path, item: StreamedItem | DetachedItem) -> None:
         raise RestoreRefused(f"{path} is there already", hint="choose another directory, or remove it")
     try:
         with open(temporary, "wb") as file:
-            for chunk in content_of(item):
-                file.write(chunk)
+            file.writelines(content_of(item))
             file.flush()
             os.fsync(file.fileno())
         # The content is checked when its last byte has passed; only then does it get its name.

@@ -125,7 +125,7 @@ def plan_recovery(
             raise RestoreRefused(f"backup {backup_id} {why}", hint="pgkeep info lists the backups and their timelines")
     if not on_history:
         raise RestoreRefused(f"no base backup lies on timeline {history.timeline}")
-    return _check_reach(_choose_base(on_history, target, history, wal, find_restore_point), target, history, wal, now)
+    return _check_reach(_choose_base(on_history, target, find_restore_point), target, history, wal, now)
 
 
 def _choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: WalHoldings) -> TimelineHistory:
@@ -159,8 +159,6 @@ def _stop_time(head: RecordHead) -> dt.datetime:
 def _choose_base(
     candidates: Sequence[RecordHead],
     target: RecoveryTarget,
-    history: TimelineHistory,
-    wal: WalHoldings,
     find_restore_point: Callable[[str], Lsn | None] | None,
 ) -> tuple[RecordHead, list[str]]:
     notes: list[str] = []
@@ -194,7 +192,9 @@ def _choose_base(
     if target.kind is TargetKind.NAME:
         place = find_restore_point(target.name) if find_restore_point is not None else None
         if place is None:
-            notes.append(f'restore point "{target.name}" was not seen in the archived WAL; starting from the oldest base')
+            notes.append(
+                f'restore point "{target.name}" was not seen in the archived WAL; starting from the oldest base'
+            )
             return oldest, notes
         fitting = [head for head in candidates if Lsn.parse(head.stop_lsn) <= place]
         if not fitting:
@@ -227,7 +227,9 @@ def _check_reach(
     start, stop = Lsn.parse(base.start_lsn), Lsn.parse(base.stop_lsn)
     archived = held_along(history, Timeline(base.timeline), start, size, wal)
     end = max(archived, stop)
-    moments = [moment for timeline in (history.timeline, Timeline(base.timeline)) if (moment := wal.last_archived(timeline))]
+    moments = [
+        moment for timeline in (history.timeline, Timeline(base.timeline)) if (moment := wal.last_archived(timeline))
+    ]
     reach = max([*moments, _stop_time(base)])
     if target.kind is TargetKind.LSN and target.lsn > end:
         raise RestoreRefused(

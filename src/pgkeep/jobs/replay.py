@@ -95,7 +95,7 @@ def watch_replay(
                 raise
             if not recovering:
                 instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
-                end = _check_end(server, target, Lsn.parse(lsn), commit, major=major)
+                end = _check_end(server, target, major=major)
                 return ReplayEnd(end, queries.identify(server).timeline, commit, is_promoted=True)
             if pauses and paused and lsn:
                 return ReplayEnd(Lsn.parse(lsn), queries.identify(server).timeline, commit, is_promoted=False)
@@ -131,9 +131,7 @@ def _wait_for_shutdown(instance: Instance, deadline: float) -> ReplayEnd:
     return ReplayEnd(control.min_recovery_lsn or control.checkpoint_lsn, control.timeline, None, is_promoted=False)
 
 
-def _check_end(
-    server: Server, target: RecoveryTarget, lsn: Lsn, commit: dt.datetime | None, *, major: int
-) -> Lsn:
+def _check_end(server: Server, target: RecoveryTarget, *, major: int) -> Lsn:
     """Return where replay left the old timeline; raise RecoveryFailed for a promotion short of the target."""
     with server.replication() as replication:
         identity = replication.identify()

@@ -304,9 +304,7 @@ def _lay_down(prepared: PreparedRestore, supply: Supply) -> tuple[int, int]:
     request = prepared.request
     prepared.target.begin()
     root = str(request.base.details["root"])
-    with LayDown(
-        prepared.target, root=root, workers=request.workers, expected_bytes=request.tail.bytes
-    ) as lay_down:
+    with LayDown(prepared.target, root=root, workers=request.workers, expected_bytes=request.tail.bytes) as lay_down:
         for item in supply.items():
             lay_down.accept(item)
         laid = lay_down.finish()

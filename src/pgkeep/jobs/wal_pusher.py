@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,9 +123,14 @@ class WalPusher:
             return result if push.holds(self._archive) else self.submit(path).wait()
         return push.wait()
 
-    def submit_ahead(self, paths: Iterable[Path]) -> None:
-        """Push *paths* when nothing else is to be done; errors are told when somebody asks for the file."""
+    def submit_ahead(self, paths: Collection[Path]) -> None:
+        """
+        Push *paths* when nothing else is to be done; errors are told when somebody asks for the file.
+
+        What was done ahead of time, never asked for, and is none of *paths* is forgotten.
+        """
         with self._changed:
+            self._known = {path: push for path, push in self._known.items() if path in paths or not push.is_done}
             for path in paths:
                 if path not in self._known:
                     push = Push(path, is_ahead=True)
@@ -134,14 +139,9 @@ class WalPusher:
             self._changed.notify_all()
 
     @property
-    def is_running_dry(self) -> bool:
-        """Whether there is less to do ahead of time than there are threads."""
-        return len(self._ahead) < len(self._threads)
-
-    def forget_done(self) -> None:
-        """Forget pushes that were done ahead of time and never asked for."""
-        with self._changed:
-            self._known = {path: push for path, push in self._known.items() if not push.is_done}
+    def waiting_ahead(self) -> int:
+        """How many files wait for being pushed ahead of time."""
+        return len(self._ahead)
 
     def drain(self) -> None:
         """Wait until nothing is left to do."""

@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.lsn import WalPosition
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import Item
 from pgkeep.streams.record import FileEntry, Level, RecordHead
@@ -61,14 +61,6 @@ class BackupRequest:
         return f"{self.prefix}/{self.mode}"
 
 
-@dataclass(frozen=True, slots=True)
-class HeldWal:
-    """WAL is known to be held, without a hole, up to *lsn* of *timeline*."""
-
-    timeline: Timeline
-    lsn: Lsn
-
-
 class Base(Protocol):
     """An earlier backup that a new one may build on."""
 
@@ -89,7 +81,7 @@ class History(Protocol):
         """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
         ...
 
-    def wal_held(self) -> HeldWal | None:
+    def wal_held(self) -> WalPosition | None:
         """Return up to where WAL is held from the newest physical backup on; None when there is none."""
         ...
 

@@ -40,8 +40,6 @@ from pgkeep.streams.record import Database, Level, RecordHead, new_backup_id
 
 _WARNINGS_TOLD = 20
 """How many of one child's warnings go into the job log."""
-_LOCK_SIGNS = ("LOCK TABLE", "could not obtain lock on relation")
-"""What pg_dump says itself when a lock is not given; the server's part of the message may be translated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +241,7 @@ class DumpSource:
         self._staging = staging
         self._dumped: list[DatabaseProperties] = []
         self._reading: _ChildItem | None = None
+        self._begin = 0.0
 
     def items(self) -> Iterator[Item]:
         """Yield the globals, then the databases by name."""
@@ -366,6 +365,7 @@ class DumpSource:
         self, program: str, task: str, arguments: list[str | Path], *, gives_output: bool
     ) -> Iterator[ClientProgram]:
         """Run one of PostgreSQL's programs on the server; end it on leaving."""
+        self._begin = time.monotonic()
         with (
             client_environment(self._server.sql, program=program) as environment,
             ClientProgram(arguments, environment, task=task, gives_output=gives_output) as child,
@@ -389,9 +389,7 @@ class DumpSource:
 
     def _with_blockers(self, error: ToolError, database: DatabaseProperties) -> ToolError:
         """Return the error that names who holds the lock that pg_dump waited for, where that was the trouble."""
-        if not isinstance(error, ProgramFailed) or not any(
-            sign in line for line in error.complaints for sign in _LOCK_SIGNS
-        ):
+        if not isinstance(error, ProgramFailed) or not self._was_lock_refused(error):
             return error
         holders: list[str] = []
         with contextlib.suppress(ServerError):
@@ -404,6 +402,13 @@ class DumpSource:
             f'{_task(database)} did not get its lock on a table within {waited}',
             hint="; ".join([*holders, advice]),
         )
+
+    def _was_lock_refused(self, error: ProgramFailed) -> bool:
+        # The server's part of the message may be translated, and LOCK TABLE also fails for want of a right: at once.
+        limit = self._plan.command.lock_wait_timeout_seconds
+        is_late = bool(limit) and time.monotonic() - self._begin >= limit
+        text = "\n".join(error.complaints)
+        return (is_late and "LOCK TABLE" in text) or "could not obtain lock on relation" in text
 
     def _tell(self, database: DatabaseProperties, size_bytes: int, seconds: float) -> None:
         self._plan.request.say(

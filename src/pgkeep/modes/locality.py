@@ -32,11 +32,11 @@ def why_not_local(server: Server, facts: ServerFacts) -> str:
         postmaster = read_postmaster_file(data_directory)
     except PgkeepError as error:
         return str(error)
+    problem = ""
     if control.system_identifier != facts.identity.system_identifier:
-        return f"{data_directory} on this host belongs to system identifier {control.system_identifier}"
-    if postmaster is None:
-        return f"no server runs in {data_directory} on this host"
-    started = queries.start_time(server).timestamp()
-    if abs(postmaster.start_time - started) > _START_TOLERANCE_SECONDS:
-        return f"the server in {data_directory} on this host is not the one that was connected to"
-    return ""
+        problem = f"{data_directory} on this host belongs to system identifier {control.system_identifier}"
+    elif postmaster is None:
+        problem = f"no server runs in {data_directory} on this host"
+    elif abs(postmaster.start_time - queries.start_time(server).timestamp()) > _START_TOLERANCE_SECONDS:
+        problem = f"the server in {data_directory} on this host is not the one that was connected to"
+    return problem

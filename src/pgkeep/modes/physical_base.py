@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pgkeep.errors import ServerError
-from pgkeep.modes.contract import HeldWal
-from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
+from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline, WalPosition
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
@@ -101,7 +100,7 @@ def base_problem(base: RecordHead, facts: ServerFacts) -> str:
     return ""
 
 
-def base_end(base: RecordHead) -> HeldWal:
+def base_end(base: RecordHead) -> WalPosition:
     """Return where the physical backup *base* ends: the end of the WAL that it carries."""
     stop = base.wal.stop if base.wal is not None else base.stop_lsn
-    return HeldWal(Timeline(base.timeline), Lsn.parse(stop))
+    return WalPosition(Timeline(base.timeline), Lsn.parse(stop))

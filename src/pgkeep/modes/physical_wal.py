@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgkeep.errors import ArchiveError, ServerError, SettingsError
-from pgkeep.modes.contract import HeldWal, Say
+from pgkeep.modes.contract import Say
 from pgkeep.modes.physical_base import ServerFacts
-from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
@@ -69,7 +69,7 @@ class CarriedWal:
         *,
         root: str,
         is_local: bool,
-        held: HeldWal | None,
+        held: WalPosition | None,
         say: Say,
         warn: Say,
     ) -> None:
@@ -83,7 +83,7 @@ class CarriedWal:
         self._held = held
         self._say = say
         self._warn = warn
-        self._supply = _choose_supply(server, facts, options, is_local=is_local)
+        self._supply = choose_supply(server, facts, options, is_local=is_local)
         self._slot = None if options.slot_name else TemporarySlot(server)
         if options.slot_name:
             _make_lasting_slot(server, options)
@@ -94,7 +94,7 @@ class CarriedWal:
         if self._slot is not None:
             self._slot.close()
 
-    def items(self, *, start: HeldWal | None, stop: HeldWal) -> Iterator[Item]:
+    def items(self, *, start: WalPosition | None, stop: WalPosition) -> Iterator[Item]:
         """
         Yield the segments up to *stop*, oldest first, and the history file of its timeline.
 
@@ -114,9 +114,7 @@ class CarriedWal:
         first: WalSegment | None = None
         last: WalSegment | None = None
         needed_from = start.lsn // size if start is not None else stop.lsn // size + 1
-        segments = self._facts.history.segments(
-            begin.lsn, start_timeline=begin.timeline, end=stop.lsn, size=size
-        )
+        segments = self._facts.history.segments(begin.lsn, start_timeline=begin.timeline, end=stop.lsn, size=size)
         missing: list[WalSegment] = []
         for segment in segments:
             is_needed = segment.number >= needed_from
@@ -139,17 +137,17 @@ class CarriedWal:
         if first is not None and last is not None:
             self._say(f"WAL segs shipped: {first.name}..{last.name} ({self.segments} segs)")
 
-    def stop_without_files(self) -> HeldWal:
+    def stop_without_files(self) -> WalPosition:
         """End the current segment where that is wanted and possible, and return up to where WAL can be carried."""
         timeline = self._facts.identity.timeline
         size = self._facts.segment_size
         if self._facts.identity.is_in_recovery or not self._options.switch_wal:
             flushed = queries.flushed_lsn(self._server)
-            return HeldWal(timeline, Lsn(flushed - flushed % size))
+            return WalPosition(timeline, Lsn(flushed - flushed % size))
         # The switch leaves the segment, whose rest is of no account: it is complete from here on. On a segment's
         # very start there is nothing to switch, and the function returns just that position.
         left_at = queries.switch_wal(self._server)
-        return HeldWal(timeline, WalSegment.ending_at(left_at, timeline=timeline, size=size).end_lsn)
+        return WalPosition(timeline, WalSegment.ending_at(left_at, timeline=timeline, size=size).end_lsn)
 
     def release(self, confirmed: Lsn) -> None:
         """Let the lasting slot forget the WAL before *confirmed*, which is held now; a failure is a warning."""
@@ -160,7 +158,7 @@ class CarriedWal:
         except ServerError as error:
             self._warn(f'slot "{self._options.slot_name}" was not advanced, it keeps WAL at the server: {error}')
 
-    def _begin(self, start: HeldWal | None) -> HeldWal:
+    def _begin(self, start: WalPosition | None) -> WalPosition:
         if self._held is not None and (start is None or self._held.lsn < start.lsn):
             return self._held
         if start is None:
@@ -237,7 +235,8 @@ class _WalItem:
     chunks: Callable[[], Iterator[Buffer]]
 
 
-def _choose_supply(server: Server, facts: ServerFacts, options: WalOptions, *, is_local: bool) -> WalSupply:
+def choose_supply(server: Server, facts: ServerFacts, options: WalOptions, *, is_local: bool) -> WalSupply:
+    """Return where a backup of *server* gets its WAL from: the archive's directory first, then the server itself."""
     system_identifier = facts.identity.system_identifier
     supplies: list[WalSupply] = []
     directory = options.archive_dir

@@ -10,13 +10,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pgkeep.errors import SettingsError
-from pgkeep.modes.contract import Base, BackupRequest, HeldWal, History, Plan, Source
+from pgkeep.modes.contract import BackupRequest, Base, History, Plan, Source
 from pgkeep.modes.physical_base import ServerFacts, base_problem, gather_facts
 from pgkeep.modes.physical_wal import WalOptions
+from pgkeep.pg.lsn import WalPosition
 from pgkeep.server.connection import Server
 from pgkeep.streams.record import Level, new_backup_id
 
@@ -48,7 +49,7 @@ class PitrOptions:
     fail_without_base: bool = False
     exclude_tablespaces: tuple[str, ...] = ()
     allow_incomplete: bool = False
-    wal: WalOptions = WalOptions()
+    wal: WalOptions = field(default_factory=WalOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class PitrPlan(Plan):
 
     facts: ServerFacts
     transport: str
-    held: HeldWal | None
+    held: WalPosition | None
     left_out: frozenset[int] = frozenset()
 
     @property
@@ -159,9 +160,7 @@ def _source_kind(transport: str) -> Any:
     return WalSource
 
 
-def _choose_base(
-    request: BackupRequest, facts: ServerFacts, history: History
-) -> tuple[Level, Base | None, str]:
+def _choose_base(request: BackupRequest, facts: ServerFacts, history: History) -> tuple[Level, Base | None, str]:
     if request.level is Level.FULL:
         return Level.FULL, None, ""
     # A Differential builds on the Full. An Incremental continues the newest job of all; when it carries files, they
@@ -175,9 +174,7 @@ def _choose_base(
     if not problem:
         return request.level, base, ""
     if request.options.fail_without_base:
-        raise SettingsError(
-            f"{request.level.word} refused: {problem}", hint="make a Full, or set on_missing_base=full"
-        )
+        raise SettingsError(f"{request.level.word} refused: {problem}", hint="make a Full, or set on_missing_base=full")
     return Level.FULL, None, f"making a Full instead of the {request.level.word} asked for: {problem}"
 
 

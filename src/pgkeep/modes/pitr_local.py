@@ -33,8 +33,8 @@ class UnchangedRule:
     Tells which files a base already holds.
 
     A file is unchanged only if size and modification time are those in the base's record and the modification time is
-    older than the base's checkpoint by more than the clock's step. Whatever is written after that checkpoint has a later
-    time, whatever the base copied earlier is older, so a file cannot have changed behind an equal time.
+    older than the base's checkpoint by more than the clock's step. Whatever is written after that checkpoint has a
+    later time, whatever the base copied earlier is older, so a file cannot have changed behind an equal time.
     """
 
     def __init__(self, base: Base) -> None:

@@ -10,11 +10,10 @@ import msgspec
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.read import PageCheck, PageReport
 from pgkeep.datadir.scan import Scan
-from pgkeep.modes.contract import HeldWal
 from pgkeep.modes.pitr import PitrPlan, host_name
 from pgkeep.modes.pitr_local import LocalFiles, UnchangedRule, is_same_place
 from pgkeep.modes.pitr_source import PitrSource, iso, label_items
-from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.server import queries
 from pgkeep.server.backup_session import BackupSession
 from pgkeep.server.connection import Server
@@ -56,11 +55,12 @@ class LocalSource(PitrSource):
             wait_for_archive=plan.options.wal.wait_for_archive, timeout_seconds=plan.options.wal.timeout_seconds
         )
         self._note_stop(stop)
+        files.pages.settle(stop.stop_lsn)
         self._say_walk(files)
         request.say(f"backup stop LSN={stop.stop_lsn}")
         yield from label_items(request.root, stop)
         yield from self._wal.items(
-            start=HeldWal(stop.timeline, stop.start_lsn), stop=HeldWal(stop.stop_timeline, stop.stop_lsn)
+            start=WalPosition(stop.timeline, stop.start_lsn), stop=WalPosition(stop.stop_timeline, stop.stop_lsn)
         )
         self._head = msgspec.structs.replace(
             self._head, pages_checked=files.pages.checked, pages_after_start=files.pages.after_start

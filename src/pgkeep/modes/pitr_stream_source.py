@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from pgkeep.errors import FormatError, ServerError
-from pgkeep.modes.contract import HeldWal
 from pgkeep.modes.pitr import PitrPlan
 from pgkeep.modes.pitr_source import PitrSource, iso
 from pgkeep.pg import data_directory as names
 from pgkeep.pg.backup_label import parse_backup_label
 from pgkeep.pg.control_file import parse_control_file
+from pgkeep.pg.lsn import WalPosition
 from pgkeep.server import queries
 from pgkeep.server.base_backup import BaseBackup, BaseBackupEnd, BaseBackupOptions, BaseBackupStart, ReceivedFile
 from pgkeep.server.connection import Server
@@ -74,7 +74,8 @@ class StreamSource(PitrSource):
         request.say(f"base backup received: {self._files:,} files, {self._bytes / (1 << 20):,.1f} MiB")
         request.say(f"backup stop LSN={backup.end.stop_lsn}")
         yield from self._wal.items(
-            start=HeldWal(start.timeline, start.start_lsn), stop=HeldWal(backup.end.timeline, backup.end.stop_lsn)
+            start=WalPosition(start.timeline, start.start_lsn),
+            stop=WalPosition(backup.end.timeline, backup.end.stop_lsn),
         )
 
     def finish(self) -> RecordHead:
@@ -145,8 +146,5 @@ class StreamSource(PitrSource):
         )
         self._head.details["next_xid"] = control.next_xid
         self._note_damage(
-            [
-                DamagedPages(path=self._virtual_path(f.path), blocks=list(f.blocks), count=f.count)
-                for f in end.damaged
-            ]
+            [DamagedPages(path=self._virtual_path(f.path), blocks=list(f.blocks), count=f.count) for f in end.damaged]
         )

@@ -65,6 +65,17 @@ class Capabilities:
         return "pg_backup_stop" if self.major >= 15 else "pg_stop_backup"
 
     @property
+    def start_signature(self) -> str:
+        """The start function with its argument types; non-exclusive is an argument until 14."""
+        arguments = "text, boolean" if self.major >= 15 else "text, boolean, boolean"
+        return f"{self.start_function}({arguments})"
+
+    @property
+    def stop_signature(self) -> str:
+        """The stop function with its argument types; the reason is that of ``start_signature``."""
+        return f"{self.stop_function}({'boolean' if self.major >= 15 else 'boolean, boolean'})"
+
+    @property
     def start_backup_sql(self) -> str:
         """A query with the parameters label and fast, whose value is the start LSN; non-exclusive in every version."""
         return (

@@ -116,12 +116,7 @@ def _physical_rights(role: str, capabilities: Capabilities, *, is_local: bool) -
         yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role};"
     if is_local:
         yield "-- Bring the server into backup mode and out of it."
-        start, stop = (
-            ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)")
-            if capabilities.start_function == "pg_backup_start"
-            else ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)")
-        )
-        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{start} TO {role};"
-        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{stop} TO {role};"
+        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{capabilities.start_signature} TO {role};"
+        yield f"GRANT EXECUTE ON FUNCTION pg_catalog.{capabilities.stop_signature} TO {role};"
         yield "-- The files are read by the operating system user that runs pgkeep: the owner of the data directory,"
         yield "-- or a member of its group after initdb --allow-group-access."

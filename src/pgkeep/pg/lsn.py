@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Self
 
 from pgkeep.errors import FormatError
@@ -80,3 +81,11 @@ class SystemIdentifier(int):
         if not 0 <= value < 1 << 64:
             raise FormatError(f"system identifier out of range: {value}")
         return super().__new__(cls, value)
+
+
+@dataclass(frozen=True, slots=True)
+class WalPosition:
+    """A place in WAL: an LSN and the timeline that it is on."""
+
+    timeline: Timeline
+    lsn: Lsn

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.streams.record import Level, RecordHead
 from pgkeep.vault.vault import ClusterVault, HeldBackup
 from pgkeep.vault.wal_holdings import held_through
-
-
-@dataclass(frozen=True, slots=True)
-class WalEnd:
-    """WAL is held, without a hole, up to *lsn* of *timeline*."""
-
-    timeline: Timeline
-    lsn: Lsn
 
 
 class VaultHistory:
@@ -28,7 +18,7 @@ class VaultHistory:
         """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
         return self._cluster.newest(mode=mode, levels=levels, with_files=with_files)
 
-    def wal_held(self) -> WalEnd | None:
+    def wal_held(self) -> WalPosition | None:
         """
         Return up to where WAL is held from the newest physical backup on; None when there is none.
 
@@ -42,4 +32,4 @@ class VaultHistory:
             return None
         timeline = Timeline(newest.wal.timeline)
         end = Lsn.parse(newest.wal.stop)
-        return WalEnd(timeline, max(end, held_through(self._cluster.archive, timeline, end)))
+        return WalPosition(timeline, max(end, held_through(self._cluster.archive, timeline, end)))

@@ -57,7 +57,6 @@ class WalView:
                     segment = WalSegment(segment.timeline, segment.number - 1, segment.size)
         return None
 
-
     def _find(self, segment: WalSegment, name: str) -> Lsn | None:
         """Return the last place of restore point *name* in *segment*, which is looked through piece by piece."""
         position, tail, last = 0, b"", None

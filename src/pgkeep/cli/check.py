@@ -1,0 +1,50 @@
+"""``pgkeep check``."""
+
+from __future__ import annotations
+
+import os
+
+from pgkeep.cli.door import Call
+from pgkeep.cli.output import print_json, print_line
+from pgkeep.errors import CheckFailed
+from pgkeep.jobs.check import CheckRequest, CheckResult, Outcome, check
+from pgkeep.modes.physical_wal import WalOptions
+from pgkeep.settings import check_config, read_config
+
+
+def run(call: Call, *, as_json: bool) -> None:
+    """Print a line per test as it ends; raise CheckFailed when one failed."""
+    settings = call.settings
+    config = read_config(settings.text("config") if settings.is_given("config") else os.environ.get("PGKEEP_CONFIG"))
+    request = CheckRequest(
+        cluster=call.cluster_name,
+        vault_path=call.vault_path,
+        target=call.connection(),
+        # Without a mode everything is tested, the way of the WAL too.
+        mode=settings.get("mode") if settings.is_given("mode") else "pitr",
+        transport=settings.get("transport"),
+        wal=WalOptions(
+            archive_dir=settings.get("archive_dir") or "auto",
+            slot_name=settings.get("slot_name") or "",
+            allow_unbounded_slot=settings.get("allow_unbounded_slot"),
+        ),
+        archive_timeout_seconds=settings.number("archive_timeout"),
+        bin_dir=call.bin_dir,
+        config_problems=check_config(config),
+    )
+    results = []
+    for result in check(request):
+        results.append(result)
+        if not as_json:
+            _print(result)
+    if as_json:
+        print_json([{"name": r.name, "outcome": r.outcome.value, "text": r.text, "hint": r.hint} for r in results])
+    failed = [result.name for result in results if result.outcome is Outcome.FAILED]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(results)} tests failed: {', '.join(failed)}")
+
+
+def _print(result: CheckResult) -> None:
+    print_line(f"{result.outcome.value:7} {result.name:15} {result.text}")
+    if result.hint:
+        print_line(f"{'':23} hint: {result.hint}")

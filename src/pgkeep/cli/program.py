@@ -1,0 +1,27 @@
+"""Where this program itself is, for commands that somebody else will run: the server, a service, the demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def pgkeep_words() -> list[str]:
+    """Return the command line that runs pgkeep as it runs now, with absolute paths."""
+    called = Path(sys.argv[0])
+    for candidate in (called if called.is_absolute() else called.absolute(), Path(sys.executable).with_name("pgkeep")):
+        if candidate.name == "pgkeep" and candidate.is_file():
+            return [str(candidate)]
+    return [sys.executable, "-m", "pgkeep.cli.app"]
+
+
+def archive_words() -> list[str]:
+    """Return the command line up to ``archive-push`` or ``archive-get``: the small client's where it is installed."""
+    words = pgkeep_words()
+    client = Path(words[0]).with_name("pgkeep-wal")
+    return [str(client)] if client.is_file() else words
+
+
+def has_client() -> bool:
+    """Tell whether the small client is installed beside this program."""
+    return Path(archive_words()[0]).name == "pgkeep-wal"

@@ -1,0 +1,357 @@
+"""
+Named tests of everything that a backup needs, ending with one WAL segment sent the whole way.
+
+Each test is a function that returns a line about what it found, warns, or raises what is wrong; the error's hint is
+the advice. A test that fails does not keep the others from running, unless they need what it could not get.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pgkeep.errors import CheckFailed, PgkeepError
+from pgkeep.modes.locality import why_not_local
+from pgkeep.modes.physical_base import ServerFacts, gather_facts
+from pgkeep.modes.physical_wal import WalOptions, choose_supply
+from pgkeep.pg.lsn import SystemIdentifier, Timeline
+from pgkeep.pg.wal import WalSegment
+from pgkeep.server import queries
+from pgkeep.server.connection import ConnectionTarget, Server
+from pgkeep.server.slots import TemporarySlot, find_slot
+from pgkeep.server.tools import toolbox_for_dump, toolbox_for_server
+from pgkeep.vault.layout import CLUSTER_FILE
+from pgkeep.vault.vault import ClusterVault, Vault
+from pgkeep.vault.wal_archive import WalArchive
+
+
+class Outcome(enum.Enum):
+    """How a test ended; the value is what the report says."""
+
+    OK = "OK"
+    WARNING = "WARN"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One line of the report."""
+
+    name: str
+    outcome: Outcome
+    text: str
+    hint: str = ""
+
+
+class Warned(PgkeepError):
+    """A test found something that works but should be looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRequest:
+    """
+    What to check.
+
+    Attributes:
+        cluster: The cluster's name in the vault.
+        vault_path: Where the vault is.
+        target: How to reach the server.
+        mode: The mode that backups will be made with.
+        transport: As the mode's option.
+        wal: How the mode finds its WAL.
+        archive_timeout_seconds: How long to wait for the segment of the round trip.
+        bin_dir: Where PostgreSQL's programs are; None to search.
+        config_problems: What is wrong in the configuration file, one line each.
+    """
+
+    cluster: str
+    vault_path: Path
+    target: ConnectionTarget
+    mode: str
+    transport: str
+    wal: WalOptions
+    archive_timeout_seconds: float
+    bin_dir: Path | None
+    config_problems: list[str]
+
+
+class NamedTest(Protocol):
+    """A test: what it found, or an error."""
+
+    def __call__(self) -> str:
+        """Return what was found."""
+        ...
+
+
+def check(request: CheckRequest) -> Iterator[CheckResult]:
+    """Run every test, one after the other, and yield its result as soon as it is known."""
+    checks = _Checks(request)
+    failed: set[str] = set()
+    try:
+        for name, test, needs in checks.tests():
+            missing = sorted(failed.intersection(needs))
+            if missing:
+                failed.add(name)
+                yield CheckResult(name, Outcome.SKIPPED, f"needs {', '.join(missing)}")
+                continue
+            result = _run(name, test)
+            if result.outcome is Outcome.FAILED:
+                failed.add(name)
+            yield result
+    finally:
+        checks.close()
+
+
+def _run(name: str, test: NamedTest) -> CheckResult:
+    try:
+        return CheckResult(name, Outcome.OK, test())
+    except Warned as warning:
+        return CheckResult(name, Outcome.WARNING, warning.message, warning.hint)
+    except PgkeepError as error:
+        return CheckResult(name, Outcome.FAILED, error.message, error.hint)
+
+
+class _Checks:
+    """The tests, and what the later ones take over from the earlier ones."""
+
+    def __init__(self, request: CheckRequest) -> None:
+        self._request = request
+        self._cluster: ClusterVault
+        self._server: Server | None = None
+        self._facts: ServerFacts
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._server is not None:
+            self._server.close()
+
+    def tests(self) -> Iterator[tuple[str, Callable[[], str], tuple[str, ...]]]:
+        """Yield name, test, and the names of the tests that it needs."""
+        physical = self._request.mode != "dump"
+        yield "configuration", self._configuration, ()
+        yield "vault", self._vault, ()
+        yield "server", self._connect, ()
+        if physical:
+            yield "settings", self._settings, ("server",)
+            yield "cluster", self._identity, ("vault", "settings")
+            yield "checksums", self._checksums, ("settings",)
+            yield "transport", self._transport, ("settings",)
+            yield "replication", self._replication, ("server",)
+            yield "archiving", self._archiving, ("settings",)
+            yield "slot", self._slot, ("server",)
+        yield "vault-apart", self._vault_apart, ("vault", "server")
+        yield "rights", self._rights, ("server",)
+        yield "programs", self._programs, ("server",)
+        if physical:
+            yield "wal-round-trip", self._round_trip, ("cluster", "transport")
+
+    @property
+    def _connected(self) -> Server:
+        assert self._server is not None
+        return self._server
+
+    def _configuration(self) -> str:
+        problems = self._request.config_problems
+        if problems:
+            raise CheckFailed("; ".join(problems))
+        return "every line is understood"
+
+    def _vault(self) -> str:
+        self._cluster = Vault.open(self._request.vault_path).cluster(self._request.cluster)
+        try:
+            with tempfile.TemporaryFile(dir=self._cluster.directory) as file:
+                file.write(b"pgkeep")
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CheckFailed(
+                f"cannot write in {self._cluster.directory}: {error.strerror}",
+                hint="run pgkeep as the user that owns the vault",
+            ) from error
+        status = os.statvfs(self._cluster.directory)
+        return (
+            f"{self._request.vault_path} can be written, {status.f_bavail * status.f_frsize / (1 << 30):.1f} GiB free"
+        )
+
+    def _connect(self) -> str:
+        self._server = Server.open(self._request.target)
+        return f"PostgreSQL {self._server.version_text} at {self._server.where}"
+
+    def _settings(self) -> str:
+        self._facts = gather_facts(self._connected)
+        settings = self._facts.settings
+        if settings.get("full_page_writes") == "off":
+            raise CheckFailed("full_page_writes is off: a backup could hold torn pages", hint="set it to on")
+        return f"wal_level {settings.get('wal_level')}, segments of {self._facts.segment_size >> 20} MiB"
+
+    def _identity(self) -> str:
+        known, found = self._cluster.identity, self._facts.identity.system_identifier
+        if int(known.system_identifier) != found:
+            raise CheckFailed(
+                f"the vault's cluster has system identifier {known.system_identifier}, the server has {found}",
+                hint="another server, or one that was initialised anew: pgkeep init --new-system",
+            )
+        if known.wal_segment_size != self._facts.segment_size:
+            raise CheckFailed(
+                f"the vault's cluster has WAL segments of {known.wal_segment_size} bytes, "
+                f"the server of {self._facts.segment_size}"
+            )
+        return f"system identifier {found}, timeline {int(self._facts.identity.timeline)}"
+
+    def _checksums(self) -> str:
+        if not self._facts.has_checksums:
+            raise Warned(
+                "data checksums are off: damaged pages go into backups unnoticed",
+                hint="stop the server and run pg_checksums --enable",
+            )
+        return "data checksums are on"
+
+    def _transport(self) -> str:
+        wanted = self._request.transport
+        problem = why_not_local(self._connected, self._facts) if wanted != "stream" else "transport=stream"
+        if not problem:
+            return f"local: {self._facts.files.data_directory}"
+        if wanted == "local":
+            raise CheckFailed(f"transport local is not possible: {problem}", hint="use transport=stream")
+        with self._connected.replication() as replication:
+            replication.identify()
+        return f"stream ({problem})"
+
+    def _replication(self) -> str:
+        server = self._connected
+        senders = int(queries.setting(server, "max_wal_senders") or 0)
+        slots = int(queries.setting(server, "max_replication_slots") or 0)
+        if senders < 2 or slots < 1:
+            raise CheckFailed(
+                f"max_wal_senders is {senders} and max_replication_slots {slots}, expected at least 2 and 1",
+                hint="raise them and restart the server",
+            )
+        with TemporarySlot(server):
+            return f"a slot can be made; max_wal_senders {senders}"
+
+    def _archiving(self) -> str:
+        archiving = queries.archiving(self._connected)
+        if archiving.mode == "off":
+            if self._request.wal.slot_name:
+                return f'archiving is off; slot "{self._request.wal.slot_name}" keeps WAL between backups'
+            raise Warned(
+                "archiving is off and no slot is named: WAL may be gone before the next backup fetches it",
+                hint="set archive_mode=on and archive_command (pgkeep init prints it), or slot_name",
+            )
+        status = queries.archiver_status(self._connected)
+        last, failed = status.last_archived_time, status.last_failed_time
+        if failed is not None and (last is None or failed > last):
+            raise CheckFailed(
+                f"archiving fails: {status.last_failed_wal} at {failed.isoformat(sep=' ', timespec='seconds')}, "
+                f"{status.failed_count} failures",
+                hint="the server's log has what archive_command said",
+            )
+        return f"{archiving.library or archiving.command}: last {status.last_archived_wal or 'nothing yet'}"
+
+    def _slot(self) -> str:
+        name = self._request.wal.slot_name
+        if not name:
+            return "none is named"
+        slot = find_slot(self._connected, name)
+        if slot is None:
+            return f'"{name}" will be made by the first backup'
+        if slot.is_lost:
+            raise CheckFailed(f'slot "{name}" has lost WAL that it should have kept', hint="drop it and make a Full")
+        return f'"{name}" keeps WAL from {slot.restart_lsn} on'
+
+    def _vault_apart(self) -> str:
+        data_directory = Path(queries.setting(self._connected, "data_directory") or "/nonexistent")
+        if data_directory.is_dir() and os.stat(data_directory).st_dev == os.stat(self._cluster.directory).st_dev:
+            raise Warned(
+                "the vault is on the same file system as the data: one broken disk takes both",
+                hint="put the vault on another disk, or better another machine",
+            )
+        return "not on the server's file system"
+
+    def _rights(self) -> str:
+        server, mode = self._connected, self._request.mode
+        rights = queries.role_rights(server)
+        missing = []
+        if not rights.is_superuser and mode != "dump":
+            needed = ["pg_switch_wal()", "pg_create_restore_point(text)"]
+            if self._request.transport != "stream":
+                needed += [server.capabilities.start_signature, server.capabilities.stop_signature]
+            missing = [function for function in needed if not queries.may_execute(server, f"pg_catalog.{function}")]
+            if not rights.can_replicate:
+                missing.append("REPLICATION")
+        if missing:
+            raise CheckFailed(
+                f'role "{rights.name}" lacks: {", ".join(missing)}',
+                hint=f"pgkeep grants {rights.name} --mode {mode} --major {server.capabilities.major} prints the SQL",
+            )
+        return f'role "{rights.name}"{" is a superuser" if rights.is_superuser else " has what it needs"}'
+
+    def _programs(self) -> str:
+        server, bin_dir = self._connected, self._request.bin_dir
+        if self._request.mode == "dump":
+            return str(toolbox_for_dump(server.version, bin_dir=bin_dir))
+        try:
+            return str(toolbox_for_server(server.capabilities.major, bin_dir=bin_dir))
+        except PgkeepError as error:
+            # A backup needs none of them; a restore on this host does.
+            raise Warned(f"cannot restore on this host: {error.message}", hint=error.hint) from error
+
+    def _round_trip(self) -> str:
+        server, facts = self._connected, self._facts
+        if facts.identity.is_in_recovery:
+            return "a standby cannot end a segment: not tried"
+        begin = time.monotonic()
+        queries.create_restore_point(server, "pgkeep check")
+        timeline, size = Timeline(facts.identity.timeline), facts.segment_size
+        with TemporarySlot(server):
+            end = queries.switch_wal(server)
+            segment = WalSegment.ending_at(end, timeline=timeline, size=size)
+            archiving = queries.archiving(server)
+            if archiving.mode != "off" and "archive-push" in archiving.command and "pgkeep" in archiving.command:
+                self._wait_until_archived(segment)
+                self._cluster.archive.verify(segment.name)
+                how = "archived by the server into the vault, and read back"
+            else:
+                self._fetch_and_store(segment)
+                how = "fetched as a backup would, stored, and read back"
+        return f"{segment.name} {how} in {time.monotonic() - begin:.1f} s"
+
+    def _wait_until_archived(self, segment: WalSegment) -> None:
+        deadline = time.monotonic() + self._request.archive_timeout_seconds
+        while not self._cluster.archive.has(segment.name):
+            if time.monotonic() > deadline:
+                status = queries.archiver_status(self._connected)
+                raise CheckFailed(
+                    f"{segment.name} did not arrive in the vault within {self._request.archive_timeout_seconds:g} s; "
+                    f"the server last archived {status.last_archived_wal or 'nothing'}",
+                    hint="the server's log has what archive_command said",
+                )
+            time.sleep(0.05)
+
+    def _fetch_and_store(self, segment: WalSegment) -> None:
+        is_local = self._request.transport != "stream" and not why_not_local(self._connected, self._facts)
+        supply = choose_supply(self._connected, self._facts, self._request.wal, is_local=is_local)
+        # Apart from the archive: a segment by itself would look like the end of a gap there.
+        with tempfile.TemporaryDirectory(dir=self._cluster.directory, prefix="check-") as directory:
+            root = Path(directory) / "wal"
+            root.mkdir()
+            (Path(directory) / CLUSTER_FILE).write_text(json.dumps({"scratch": True}))
+            scratch = WalArchive(
+                root,
+                system_identifier=SystemIdentifier(self._facts.identity.system_identifier),
+                segment_size=segment.size,
+            )
+            try:
+                deadline = time.monotonic() + self._request.archive_timeout_seconds
+                content = supply.fetch(segment, through=segment.end_lsn, deadline=deadline)
+                scratch.put(segment.name, content.chunks())
+                scratch.verify(segment.name)
+            finally:
+                supply.close()
