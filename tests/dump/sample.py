@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgkeep.modes.contract import Base, BackupRequest, HeldWal
+from pgkeep.modes.contract import BackupRequest, Base
 from pgkeep.modes.dump import DumpMode, DumpOptions, DumpPlan
 from pgkeep.modes.dump_restore import (
     DumpRestoreOptions,
@@ -98,7 +98,7 @@ class NoHistory:
         """Return None."""
         return None
 
-    def wal_held(self) -> HeldWal | None:
+    def wal_held(self) -> None:
         """Return None."""
         return None
 
