@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,22 +14,12 @@ from tests.lab.cluster import Cluster, MakeCluster
 from tests.lab.installation import Installation
 from tests.lab.server_user import ServerUser, server_directory
 from tests.lab.server_user import server_user as current_server_user
-from tests.lab.servers import DEFAULT_MAJORS, MAJORS
+from tests.lab.servers import DEFAULT_MAJORS, MAJORS, fits
 from tests.lab.servers import installation as find_installation
 
 # A busy machine is no reason to fail; a failure elsewhere must be possible to repeat here.
 settings.register_profile("pgkeep", deadline=None, print_blob=True)
 settings.load_profile("pgkeep")
-
-_CONDITION = re.compile(r"(>=|<=|==|!=|<|>)\s*(\d+)")
-_COMPARE: dict[str, Callable[[int, int], bool]] = {
-    ">=": int.__ge__,
-    "<=": int.__le__,
-    "==": int.__eq__,
-    "!=": int.__ne__,
-    "<": int.__lt__,
-    ">": int.__gt__,
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     majors = [
         major
         for major in _chosen_majors(metafunc.config)
-        if all(_fits(major, mark.args[0]) for mark in metafunc.definition.iter_markers("pg"))
+        if all(fits(major, mark.args[0]) for mark in metafunc.definition.iter_markers("pg"))
     ]
     metafunc.parametrize("major", majors, ids=[f"pg{major}" for major in majors], scope="session", indirect=True)
 
@@ -67,15 +56,6 @@ def _chosen_majors(config: pytest.Config) -> list[int]:
     if not chosen <= set(MAJORS):
         raise pytest.UsageError(f"--majors: expected some of {MAJORS}, found {text}")
     return sorted(chosen)
-
-
-def _fits(major: int, condition: str) -> bool:
-    """Whether *major* satisfies every part of a condition such as ``>=13, <17``."""
-    parts = [part.strip() for part in condition.split(",")]
-    matches = [_CONDITION.fullmatch(part) for part in parts]
-    if not all(matches):
-        raise pytest.UsageError(f'marker pg: expected a condition like ">=17", found "{condition}"')
-    return all(_COMPARE[match[1]](major, int(match[2])) for match in matches if match)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ under another account then, which cannot enter root's home. ``python -m tests.la
 from __future__ import annotations
 
 import fcntl
+import operator
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -35,7 +37,25 @@ DEFAULT_MAJORS = (15, 17, 18)
 # Debian release, and 13's is so old that it may leave the archive.
 _DEBIAN_SUITE = {15: "bookworm", 17: "trixie"}
 
+_CONDITION = re.compile(r"(>=|<=|==|!=|<|>)\s*(\d+)")
+_COMPARE = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
 Unpack = Callable[[Path], Path]
+
+
+def fits(major: int, condition: str) -> bool:
+    """Whether *major* satisfies every part of a condition such as ``>=13, <17``."""
+    parts = [_CONDITION.fullmatch(part.strip()) for part in condition.split(",")]
+    if not all(parts):
+        raise ValueError(f'expected a condition like ">=17", found "{condition}"')
+    return all(_COMPARE[part[1]](major, int(part[2])) for part in parts if part)
 
 
 def cache_directory() -> Path:
