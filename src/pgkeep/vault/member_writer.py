@@ -165,7 +165,7 @@ class MemberWriter:
     def _same_content(self, member: _Member) -> FileEntry | None:
         """Return the entry for a file whose content an earlier backup holds already; None when it must be kept."""
         header = member.header
-        if self._held is None or header.kind is not ItemKind.FILE or header.role is not ItemRole.DATA or not member.size:
+        if self._held is None or not member.size or header.role is not ItemRole.DATA:
             return None
         entry = self._held(header.path)
         if entry is None or entry.at is None or entry.size != member.size:
