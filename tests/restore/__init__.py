@@ -1,0 +1,1 @@
+"""Restores, proved by the row digests of the server that came back."""
