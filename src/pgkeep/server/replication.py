@@ -22,7 +22,7 @@ from psycopg.pq import DiagnosticField, ExecStatus
 from pgkeep.errors import ServerError
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.server.refusals import refusal
-from pgkeep.server.waiting import TICK_SECONDS, SocketWait
+from pgkeep.server.waiting import SocketWait
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -196,23 +196,24 @@ class Replication:
 
     def copy_messages(self) -> Iterator[memoryview]:
         """Yield the messages of the COPY that has begun, each as long-lived as its reader likes, until it ends."""
-        get_copy_data = self._libpq.get_copy_data
+        get_copy_data, consume_input = self._libpq.get_copy_data, self._libpq.consume_input
+        wait_until_readable = self._wait.readable
         try:
             while True:
                 length, message = get_copy_data(1)
                 if length > 0:
                     yield message
                 elif length == 0:
-                    self._wait.readable()
-                    self._libpq.consume_input()
+                    wait_until_readable()
+                    consume_input()
                 else:
                     return
         except psycopg.Error as error:
             raise self._lost(error) from error
 
-    def copy_message(self, *, at_most_seconds: float = TICK_SECONDS) -> memoryview | None:
+    def copy_message(self) -> memoryview | None:
         """
-        Return the next message of a COPY; None when none arrived within *at_most_seconds*.
+        Return the next message of a COPY; None when none arrived within a tick, a quarter of a second.
 
         Raises:
             EndOfCopy: The server ended the COPY.
@@ -220,7 +221,7 @@ class Replication:
         try:
             length, message = self._libpq.get_copy_data(1)
             if length == 0:
-                self._wait.readable(at_most_seconds=at_most_seconds)
+                self._wait.readable()
                 self._libpq.consume_input()
                 length, message = self._libpq.get_copy_data(1)
         except psycopg.Error as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import select
 import threading
-import time
 
 from pgkeep.errors import ServerError
 
 TICK_SECONDS = 0.25
 """How long a cancellation may go unnoticed while nothing arrives."""
+
+_TICK_MILLISECONDS = TICK_SECONDS * 1000
 
 
 class SocketWait:
@@ -25,30 +26,27 @@ class SocketWait:
     def __init__(self, descriptor: int, *, where: str, cancelled: threading.Event | None = None) -> None:
         self._where = where
         self._cancelled = cancelled
-        self._readable = select.poll()
-        self._readable.register(descriptor, select.POLLIN)
-        self._both = select.poll()
-        self._both.register(descriptor, select.POLLIN | select.POLLOUT)
+        readable = select.poll()
+        readable.register(descriptor, select.POLLIN)
+        self._poll_readable = readable.poll
+        both = select.poll()
+        both.register(descriptor, select.POLLIN | select.POLLOUT)
+        self._poll_both = both.poll
 
-    def readable(self, *, at_most_seconds: float = TICK_SECONDS) -> None:
+    def readable(self) -> None:
         """
-        Return when there is something to read, or after *at_most_seconds*.
+        Return when there is something to read, or after a tick.
 
         Callers read in either case: a TLS record that libpq has taken only a part of leaves nothing in the socket.
         """
-        self.check()
-        deadline = time.monotonic() + at_most_seconds
-        while True:
-            left = deadline - time.monotonic()
-            if self._readable.poll(max(0.0, min(left, TICK_SECONDS)) * 1000) or left <= TICK_SECONDS:
-                break
+        # Once per 32 KiB of a base backup.
+        self._poll_readable(_TICK_MILLISECONDS)
+        if self._cancelled is not None:
             self.check()
-        self.check()
 
     def writable(self) -> None:
         """Return when the socket can be written, when there is something to read first, or after a tick."""
-        self.check()
-        self._both.poll(TICK_SECONDS * 1000)
+        self._poll_both(_TICK_MILLISECONDS)
         self.check()
 
     def check(self) -> None:
