@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pgkeep.modes.contract import BackupRequest, Base
-from pgkeep.modes.dump import DumpMode, DumpOptions, DumpPlan
-from pgkeep.modes.dump_restore import (
-    DumpRestoreOptions,
-    DumpRestorePlan,
-    Select,
-    content_of,
-    plan_restore,
-    restore,
-)
+from pgkeep.modes.dump import DumpMode
+from pgkeep.modes.dump_plan import DumpOptions, DumpPlan
+from pgkeep.modes.dump_restore import Select, content_of, restore
+from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, DumpRestorePlan, plan_restore
 from pgkeep.server.connection import ConnectionTarget, Server
 from pgkeep.streams.item import BytesItem, Item, ItemHeader, ItemKind
 from pgkeep.streams.record import Level, RecordHead
@@ -61,7 +56,7 @@ def make_sample(cluster: Cluster, dbname: str) -> None:
     """Create database *dbname* with the sample in it."""
     quoted = '"' + dbname.replace('"', '""') + '"'
     cluster.sql(f"CREATE DATABASE {quoted}")
-    cluster.sql(f"ALTER DATABASE {quoted} SET search_path TO \"$user\", public, \"Odd Schema\"")
+    cluster.sql(f'ALTER DATABASE {quoted} SET search_path TO "$user", public, "Odd Schema"')
     cluster.sql(f"COMMENT ON DATABASE {quoted} IS 'the sample'")
     with cluster.connect(dbname) as connection:
         connection.execute(SAMPLE.encode())
@@ -84,7 +79,7 @@ def digests(cluster: Cluster, dbname: str) -> dict[str, str]:
             query = f"""
                 SELECT count(*), md5(string_agg(r.digest, '' ORDER BY r.digest))
                 FROM (SELECT md5((to_jsonb(t) - 'log_cnt')::text) AS digest FROM (SELECT * FROM {table}) t) r
-            """  # noqa: S608  the name is quoted by format()
+            """
             found[table] = str(connection.execute(query.encode()).fetchone())
         for oid, digest in connection.execute("SELECT oid, md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY 1"):
             found[f"large object {oid}"] = digest
@@ -100,7 +95,7 @@ class NoHistory:
 
     def wal_held(self) -> None:
         """Return None."""
-        return None
+        return
 
 
 @dataclass

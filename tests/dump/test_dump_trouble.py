@@ -7,24 +7,40 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from pgkeep.errors import PgkeepError, ServerError, SettingsError, ToolError
-from pgkeep.modes.dump import DumpMode, DumpOptions
+from pgkeep.modes.dump import DumpMode
+from pgkeep.modes.dump_plan import DumpOptions
 from pgkeep.server.connection import Server
 from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.streams.compression import Compression
 from pgkeep.streams.item import Buffer, StreamedItem
 from pgkeep.streams.record import Level
-from tests.dump.sample import MemoryBackup, dump, dump_cluster, plan_dump, request_for, target_of
+from tests.dump.sample import (
+    MemoryBackup,
+    NoHistory,
+    digests,
+    dump,
+    dump_cluster,
+    make_sample,
+    plan_dump,
+    request_for,
+    restore_cluster,
+    target_of,
+)
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.ledger import fill
 from tests.lab.proxy import Proxy
 from tests.lab.servers import newest_installation
 from tests.lab.smallfs import small_filesystem
+
+ALL = '"app", "large", "postgres", "template0", "template1", "we/ird "näme""'
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgkeep pg_dump' AND wait_event_type = 'Lock'"
 
 
 def children(name: str) -> list[int]:
@@ -40,7 +56,10 @@ def children(name: str) -> list[int]:
 
 def sessions(cluster: Cluster) -> list[str]:
     """Return the application names of pgkeep's sessions."""
-    return [row[0] for row in cluster.sql("SELECT application_name FROM pg_stat_activity WHERE application_name ~ '^pgkeep'")]
+    return [
+        row[0]
+        for row in cluster.sql("SELECT application_name FROM pg_stat_activity WHERE application_name ~ '^pgkeep'")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +103,11 @@ def test_pg_dump_is_killed(sampled: Cluster, large: str, bin_dir: Path) -> None:
 def test_server_session_is_ended(sampled: Cluster, large: str, bin_dir: Path) -> None:
     """A session ended by an administrator in the middle ends the job with the server's own words."""
     options = DumpOptions(
-        databases=(large,), include_globals=False, format=DumpFormat.PLAIN, compression=Compression.ZSTD, bin_dir=bin_dir
+        databases=(large,),
+        include_globals=False,
+        format=DumpFormat.PLAIN,
+        compression=Compression.ZSTD,
+        bin_dir=bin_dir,
     )
 
     def spoil() -> None:
@@ -134,7 +157,7 @@ def test_job_is_left_in_the_middle(sampled: Cluster, large: str, bin_dir: Path) 
 _KILLED = """
 import sys
 from pathlib import Path
-from pgkeep.modes.dump import DumpOptions
+from pgkeep.modes.dump_plan import DumpOptions
 from pgkeep.server.connection import ConnectionTarget, Server
 from pgkeep.server.pg_dump import DumpFormat
 from tests.dump.sample import dump
@@ -152,8 +175,7 @@ def test_pgkeep_is_killed(sampled: Cluster, large: str, bin_dir: Path, tmp_path:
         blocker.execute("BEGIN; LOCK TABLE filler IN ACCESS EXCLUSIVE MODE")
         arguments = [str(sampled.socket_directory), str(sampled.port), dump_format, str(bin_dir), str(tmp_path)]
         job = subprocess.Popen([sys.executable, "-c", _KILLED, *arguments])
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgkeep pg_dump' AND wait_event_type = 'Lock'"
-        wait_for(lambda: bool(sampled.value(waiting)), "pg_dump waits for the lock")
+        wait_for(lambda: bool(sampled.value(WAITING)), "pg_dump waits for the lock")
         job.kill()
         job.wait()
         wait_for(lambda: sessions(sampled) == [], "no session of pgkeep is left")
@@ -228,12 +250,12 @@ def test_tmpdir_fills_up(sampled: Cluster, bin_dir: Path) -> None:
     [
         (
             DumpOptions(databases=("ap",)),
-            'database "ap" does not exist: the server has "app", "large", "postgres", "template0", "template1", "we/ird "näme""',
+            f'database "ap" does not exist: the server has {ALL}',
             'did you mean "app"?',
         ),
         (
             DumpOptions(databases=("a*",), excluded=("ap?",)),
-            'no database is left to dump: the server has "app", "large", "postgres", "template0", "template1", "we/ird "näme""',
+            f"no database is left to dump: the server has {ALL}",
             "look at the settings database and exclude_database",
         ),
         (
@@ -259,8 +281,6 @@ def test_refused_before_the_first_byte(
     sampled: Cluster, bin_dir: Path, options: DumpOptions, message: str, hint: str
 ) -> None:
     """What cannot be dumped as asked is refused by the plan, with the whole reason."""
-    from dataclasses import replace
-
     with Server.open(target_of(sampled)) as server, pytest.raises(PgkeepError) as failure:
         plan_dump(server, replace(options, bin_dir=bin_dir))
     assert (str(failure.value), failure.value.hint) == (message, hint)
@@ -309,8 +329,6 @@ def test_other_levels_are_fulls(sampled: Cluster, bin_dir: Path) -> None:
     """An Incremental is made as a Full, and the plan says so."""
     request = request_for(DumpOptions(databases=("app",), bin_dir=bin_dir), MemoryBackup(), level=Level.INCREMENTAL)
     with Server.open(target_of(sampled)) as server:
-        from tests.dump.sample import NoHistory
-
         plan = DumpMode().plan(request, server=server, history=NoHistory())
     assert (plan.level, plan.reason) == (Level.FULL, "mode dump has no Incremental: this is a Full")
     assert plan.backup_id == "20261120T204800Z-F"
@@ -333,10 +351,10 @@ def test_foreign_pg_dump_would_write_internal_options(sampled: Cluster) -> None:
     )
 
 
-def test_dump_from_a_standby(make_cluster: MakeCluster, bin_dir: Path, tmp_path: Path, lab_directory: Path, major: int) -> None:
+def test_dump_from_a_standby(
+    make_cluster: MakeCluster, bin_dir: Path, tmp_path: Path, lab_directory: Path, major: int
+) -> None:
     """A standby is dumped like a primary, in parallel too."""
-    from tests.dump.sample import digests, make_sample, restore_cluster
-
     primary = make_cluster("primary")
     make_sample(primary, "app")
     with primary.create_standby(lab_directory / "standby") as standby:

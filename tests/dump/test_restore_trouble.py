@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pgkeep.errors import BackupUnusable, FormatError, PgkeepError, RestoreRefused, ServerError, ToolError, UsageError
-from pgkeep.modes.dump_restore import DumpRestoreOptions, Select, plan_restore, restore
+from pgkeep.modes.dump_restore import Select, restore
+from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, plan_restore
 from pgkeep.server.connection import Server
 from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.streams.compression import Compression
@@ -18,6 +19,7 @@ from pgkeep.streams.item import BytesItem
 from tests.dump.sample import MemoryBackup, digests, dump_cluster, restore_cluster, target_of
 from tests.dump.test_dump_trouble import children
 from tests.lab.cluster import Cluster, MakeCluster
+from tests.lab.server_user import server_user
 from tests.lab.servers import newest_installation
 from tests.lab.smallfs import small_filesystem
 
@@ -61,13 +63,20 @@ def damaged(backup: MemoryBackup, path: str, change: Callable[[bytes], bytes]) -
     [
         ("custom", f"{PATH}.dump", lambda data: data[: len(data) // 2], ToolError, "pg_restore of database "),
         ("custom", f"{PATH}.dump", lambda _: b"", ToolError, 'pg_restore of database "new" ended with status 1: '),
-        ("tar", f"{PATH}.tar", lambda data: data[: len(data) // 2], FormatError, "dump in tar format ends before its end"),
+        (
+            "tar",
+            f"{PATH}.tar",
+            lambda data: data[: len(data) // 2],
+            FormatError,
+            "dump in tar format ends before its end",
+        ),
         ("plain", f"{PATH}.sql.zst", lambda data: data[:-9], FormatError, "zstd stream ends before its end"),
         ("directory", f"{PATH}.dir/toc.dat", lambda data: data[:99], ToolError, 'pg_restore of database "new" ended'),
     ],
     ids=["half a custom dump", "empty custom dump", "half a tar", "zstd without end", "half a table of contents"],
 )
 def test_damaged_dump_leaves_nothing(
+    *,
     sampled: Cluster,
     backups: dict[str, MemoryBackup],
     bin_dir: Path,
@@ -81,9 +90,7 @@ def test_damaged_dump_leaves_nothing(
     """A damaged dump ends the restore, and no database is left of it."""
     backup = damaged(backups[dump_format], path, change)
     with pytest.raises(kind) as failure:
-        restore_cluster(
-            sampled, backup, bin_dir=bin_dir, databases=("app",), new_database="new", tmpdir=tmp_path
-        )
+        restore_cluster(sampled, backup, bin_dir=bin_dir, databases=("app",), new_database="new", tmpdir=tmp_path)
     assert str(failure.value).startswith(message)
     assert list(tmp_path.iterdir()) == []
 
@@ -94,9 +101,7 @@ def test_backup_lacks_a_dump(sampled: Cluster, backups: dict[str, MemoryBackup],
     for name, suffix in (("custom", ".dump"), ("directory", ".dir")):
         empty = MemoryBackup(head=backups[name].head)
         with pytest.raises(BackupUnusable) as failure:
-            restore_cluster(
-                sampled, empty, bin_dir=bin_dir, databases=("app",), new_database="new", tmpdir=tmp_path
-            )
+            restore_cluster(sampled, empty, bin_dir=bin_dir, databases=("app",), new_database="new", tmpdir=tmp_path)
         assert str(failure.value) == f"backup 20261120T204800Z-F lacks {PATH}{suffix}"
 
 
@@ -113,9 +118,10 @@ def test_pg_restore_is_killed(sampled: Cluster, backups: dict[str, MemoryBackup]
             yield BytesItem(item.header, item.content[50000:] * 50)
 
     options = DumpRestoreOptions(databases=("app",), new_database="new", bin_dir=bin_dir)
-    with Server.open(target_of(sampled)) as server, pytest.raises(ToolError) as failure:
+    with Server.open(target_of(sampled)) as server:
         plan = plan_restore(backup.head, options, server=server, warn=pytest.fail)
-        restore(plan, supply, server=server, say=str, warn=pytest.fail)
+        with pytest.raises(ToolError) as failure:
+            restore(plan, supply, server=server, say=lambda _: None, warn=pytest.fail)
     assert str(failure.value) == 'pg_restore of database "new" was ended by signal 9 (SIGKILL)'
 
 
@@ -145,7 +151,7 @@ def test_database_taken_meanwhile(sampled: Cluster, backups: dict[str, MemoryBac
         plan = plan_restore(backup.head, options, server=server, warn=pytest.fail)
         sampled.sql("CREATE DATABASE new")
         with pytest.raises(ServerError) as failure:
-            restore(plan, backup.supply, server=server, say=str, warn=pytest.fail)
+            restore(plan, backup.supply, server=server, say=lambda _: None, warn=pytest.fail)
     [(kept,)] = sampled.sql("SELECT datname FROM pg_database WHERE datname LIKE 'pgkeep%%'")
     try:
         assert str(failure.value) == f'cannot rename database "{kept}" to "new": database "new" already exists'
@@ -159,8 +165,8 @@ def test_database_taken_meanwhile(sampled: Cluster, backups: dict[str, MemoryBac
 @pytest.mark.usefixtures("unchanged")
 def test_contradicting_options(sampled: Cluster, backups: dict[str, MemoryBackup], bin_dir: Path) -> None:
     """What cannot be meant is refused by the plan."""
+    two = dump_cluster(sampled, bin_dir=bin_dir, databases=["app", "postgres"], include_globals=False)
     with pytest.raises(UsageError) as failure:
-        two = dump_cluster(sampled, bin_dir=bin_dir, databases=["app", "postgres"], include_globals=False)
         restore_cluster(sampled, two, bin_dir=bin_dir, new_database="new")
     assert str(failure.value) == 'new_database "new" needs one database, found 2: app, postgres'
     with pytest.raises(UsageError) as failure:
@@ -191,7 +197,9 @@ def test_tmpdir_is_too_small(sampled: Cluster, backups: dict[str, MemoryBackup],
     """A directory dump that does not fit into tmpdir is refused, and nothing stays there."""
     with small_filesystem(1) as tmpdir:
         (tmpdir / "other").write_bytes(bytes(900 << 10))
-        with pytest.raises(PgkeepError, match=r"^tmpdir .* has [\d.]+ KiB free, expected [\d.]+ KiB for staging the dump of"):
+        with pytest.raises(
+            PgkeepError, match=r"^tmpdir .* has [\d.]+ KiB free, expected [\d.]+ KiB for staging the dump of"
+        ):
             restore_cluster(
                 sampled, backups["directory"], bin_dir=bin_dir, databases=("app",), new_database="new", tmpdir=tmpdir
             )
@@ -226,20 +234,21 @@ def test_newer_tools_still_report_real_errors(sampled: Cluster, backups: dict[st
     """With newer tools on an older server a real error beside the harmless one fails the restore."""
     bin_dir = newest_installation().bin_dir
     backup = damaged(
-        backups["custom"], f"{PATH}.dump", lambda data: data.replace(b"CREATE VIEW public.rich", b"CREATE VIEW public.ri/h")
+        backups["custom"],
+        f"{PATH}.dump",
+        lambda data: data.replace(b"CREATE VIEW public.rich", b"CREATE VIEW public.ri/h"),
     )
     with pytest.raises(ToolError) as failure:
         restore_cluster(sampled, backup, bin_dir=bin_dir, databases=("app",), new_database="new")
     assert str(failure.value) == (
-        'pg_restore of database "new" ended with status 1: could not execute query: '
-        'ERROR:  syntax error at or near "/"'
+        'pg_restore of database "new" ended with status 1: could not execute query: ERROR:  syntax error at or near "/"'
     )
 
 
-def test_tablespace_that_cannot_be_made(sampled: Cluster, bin_dir: Path, make_cluster: MakeCluster, lab_directory: Path) -> None:
+def test_tablespace_that_cannot_be_made(
+    sampled: Cluster, bin_dir: Path, make_cluster: MakeCluster, lab_directory: Path
+) -> None:
     """Globals that the new server refuses are an error that names the first, and what exists is only counted."""
-    from tests.lab.server_user import server_user
-
     (lab_directory / "space").mkdir()
     server_user().own(lab_directory / "space")
     source = make_cluster("source", major=sampled.major)

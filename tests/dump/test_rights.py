@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pgkeep.errors import ServerError, ToolError
-from pgkeep.modes.dump import DumpOptions
+from pgkeep.modes.dump_plan import DumpOptions
 from pgkeep.pg.grants import grants
 from pgkeep.server.connection import Server
 from tests.dump.sample import WEIRD, MemoryBackup, digests, dump, make_sample, restore_cluster, target_of
@@ -19,7 +19,7 @@ def prepared(make_cluster: MakeCluster, major: int) -> Cluster:
     """A cluster with the sample, whose tables and large objects belong to a role of their own."""
     cluster = make_cluster()
     make_sample(cluster, "app")
-    cluster.sql(f"CREATE DATABASE \"{WEIRD.replace(chr(34), chr(34) * 2)}\"")
+    cluster.sql(f'CREATE DATABASE "{WEIRD.replace(chr(34), chr(34) * 2)}"')
     cluster.sql("CREATE ROLE owner")
     for name in ("account", "secret", "event", "nothing"):
         cluster.sql(f"ALTER TABLE {name} OWNER TO owner", dbname="app")

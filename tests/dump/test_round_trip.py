@@ -22,6 +22,7 @@ _SAMPLE_PROPERTIES = """
 @pytest.mark.parametrize("compression", Compression, ids=lambda one: one.value)
 @pytest.mark.parametrize("dump_format", DumpFormat, ids=lambda one: one.value)
 def test_dump_comes_back(
+    *,
     sampled: Cluster,
     sample_digests: dict[str, str],
     bin_dir: Path,
@@ -31,13 +32,17 @@ def test_dump_comes_back(
 ) -> None:
     """Every format with every compression restores to equal rows, large objects, sequences and settings."""
     backup = dump_cluster(
-        sampled, bin_dir=bin_dir, databases=["app"], format=dump_format, compression=compression, tmpdir=tmp_path, jobs=2
+        sampled,
+        bin_dir=bin_dir,
+        databases=["app"],
+        format=dump_format,
+        compression=compression,
+        tmpdir=tmp_path,
+        jobs=2,
     )
     new = f"back {dump_format.value} {compression.value}"
     try:
-        restore_cluster(
-            sampled, backup, bin_dir=bin_dir, databases=("app",), new_database=new, tmpdir=tmp_path, jobs=2
-        )
+        restore_cluster(sampled, backup, bin_dir=bin_dir, databases=("app",), new_database=new, tmpdir=tmp_path, jobs=2)
         assert digests(sampled, new) == sample_digests
         assert sampled.sql(_SAMPLE_PROPERTIES, [new]) == sampled.sql(_SAMPLE_PROPERTIES, ["app"])
     finally:

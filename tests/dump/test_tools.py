@@ -68,7 +68,7 @@ def test_nothing_fits(install: Install, tmp_path: Path) -> None:
 
 def test_nothing_is_installed(install: Install) -> None:
     """Without any programs the error says so."""
-    with pytest.raises(ToolError, match="found none$"):
+    with pytest.raises(ToolError, match=r"found none$"):
         toolbox_for_dump(150020)
 
 
@@ -107,9 +107,7 @@ def test_wrapper_on_path_is_left_alone(install: Install, tmp_path: Path, monkeyp
         (ToolVersion(15, 21), 150020, "17.11"),
     ],
 )
-def test_restore_is_not_older_than_the_dump(
-    install: Install, dumped_by: ToolVersion, server: int, chosen: str
-) -> None:
+def test_restore_is_not_older_than_the_dump(install: Install, dumped_by: ToolVersion, server: int, chosen: str) -> None:
     """A restore takes programs not older than the dump: the server's own major if there is one, else the oldest."""
     for version in ("14.23", "15.20", "17.11", "18.6"):
         install(version)
@@ -171,7 +169,7 @@ def test_refused_options(word: str, clash: str) -> None:
     """Options that pgkeep sets itself are refused in every spelling that pg_dump takes."""
     with pytest.raises(SettingsError) as failure:
         check_extra_options([word])
-    assert str(failure.value) == f"dump_options: \"{word}\" is pg_dump's --{clash}, which pgkeep sets itself"
+    assert str(failure.value) == f'dump_options: "{word}" is pg_dump\'s --{clash}, which pgkeep sets itself'
 
 
 def test_word_that_is_no_option() -> None:

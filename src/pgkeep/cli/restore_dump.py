@@ -8,7 +8,8 @@ from pathlib import Path
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.errors import RestoreRefused
-from pgkeep.modes.dump_restore import DumpRestoreOptions, plan_restore, restore
+from pgkeep.modes.dump_restore import restore
+from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, plan_restore
 from pgkeep.server.connection import Server
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.stored_backup import StoredItem

@@ -72,7 +72,7 @@ def client_environment(
 
 
 def conninfo_for(dbname: str) -> str:
-    """Return what ``--dbname`` takes for *dbname*; a bare name with ``=`` in it would be read as a connection string."""
+    """Return what ``--dbname`` takes for *dbname*; a bare name with ``=`` in it would be a connection string."""
     escaped = dbname.replace("\\", "\\\\").replace("'", "\\'")
     return f"dbname='{escaped}'"
 
@@ -121,7 +121,7 @@ class ClientProgram:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 process_group=0,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  one C call, bound beforehand; nothing is imported or locked
             )
         except OSError as error:
             raise ToolError(f"cannot start {task}: {error}") from error
@@ -274,7 +274,7 @@ class _Complaints:
 
 
 def _parameters(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """Return libpq's environment variables for what *connection* uses; an older libpq ignores names it does not know."""
+    """Return the environment variables for what *connection* uses; an older libpq ignores what it does not know."""
     parameters = {
         option.envvar.decode(): (option.val or b"").decode()
         for option in connection.pgconn.info

@@ -93,7 +93,7 @@ def list_databases(connection: psycopg.Connection[Any]) -> list[DatabaseProperti
                d.datallowconn, has_database_privilege(d.oid, 'CONNECT'), d.datacl IS NULL
         FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace
         ORDER BY d.datname COLLATE "C"
-        """  # noqa: S608  the three variable parts are the constants above
+        """
     ).fetchall()
     grants = _grants(connection)
     settings = _settings(connection)
@@ -123,7 +123,7 @@ def list_databases(connection: psycopg.Connection[Any]) -> list[DatabaseProperti
 
 
 def is_empty(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the database that *connection* is in holds nothing that a user made, extensions and large objects included."""
+    """Whether *connection*'s database holds nothing that a user made, extensions and large objects included."""
     row = connection.execute(
         """
         SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid >= %(first)s)
@@ -236,7 +236,7 @@ def sessions_in(connection: psycopg.Connection[Any], name: str) -> int:
 
 
 def lock_holders(connection: psycopg.Connection[Any]) -> list[str]:
-    """Return who holds or waits for a lock that keeps pg_dump from a table of *connection*'s database, longest first."""
+    """Return who holds or awaits a lock that keeps pg_dump from a table of *connection*'s database, longest first."""
     rows = connection.execute(
         """
         SELECT a.pid, coalesce(a.usename::text, '?'), coalesce(nullif(a.application_name, ''), 'no name'),
@@ -295,7 +295,7 @@ def _apply_setting(connection: psycopg.Connection[Any], database: sql.Identifier
         whom = sql.SQL("DATABASE {}").format(database)
     name = sql.SQL(".").join(map(sql.Identifier, setting.name.split(".")))
     try:
-        # FROM CURRENT takes the value as it is stored; a list such as search_path, given as a literal, would be one name.
+        # FROM CURRENT takes the value as it is stored; a list such as search_path would be one name as a literal.
         with connection.transaction():
             connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", [setting.name, setting.value])
             connection.execute(sql.SQL("ALTER {} SET {} FROM CURRENT").format(whom, name))

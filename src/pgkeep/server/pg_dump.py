@@ -156,7 +156,9 @@ def check_extra_options(options: Sequence[str]) -> None:
         if word.startswith("--"):
             name, _, _ = word[2:].partition("=")
             # getopt_long takes any unambiguous beginning: --form is --format.
-            clash = next((long for long in _OURS if name and long.startswith(name)), None) if name not in _SAFE else None
+            clash = (
+                next((long for long in _OURS if name and long.startswith(name)), None) if name not in _SAFE else None
+            )
         elif word.startswith("-") and len(word) > 1:
             letters, takes_next = _letters(word[1:])
             skip = takes_next
@@ -177,7 +179,7 @@ _SAFE = frozenset({"schema-only", "data-only", "no-sync"})
 
 
 def _letters(cluster: str) -> tuple[str, bool]:
-    """Split ``-vnpublic`` as getopt does; return the option letters, and whether the last one's value is the next word."""
+    """Split ``-vnpublic`` as getopt does; return the letters, and whether the last one's value is the next word."""
     for position, letter in enumerate(cluster):
         if letter in _LETTERS_WITH_VALUE:
             return cluster[: position + 1], position + 1 == len(cluster)

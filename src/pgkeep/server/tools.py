@@ -129,10 +129,10 @@ def toolbox_for_dump(server_version: int, *, bin_dir: Path | None = None) -> Too
 
 
 def toolbox_for_restore(server_version: int, *, dumped_by: ToolVersion, bin_dir: Path | None = None) -> Toolbox:
-    """
+    r"""
     Return the toolbox whose pg_restore and psql can bring a dump made by *dumped_by* into a server.
 
-    They must not be older than the pg_dump that made it (archive version, ``\\restrict``). Among those that fit, the
+    They must not be older than the pg_dump that made it (archive version, ``\restrict``). Among those that fit, the
     server's own major comes first, then the oldest: each newer major adds settings that older servers do not know.
 
     Raises:
@@ -190,8 +190,8 @@ def _toolbox_at(directory: Path) -> Toolbox | None:
 
 
 @functools.cache
-def _version_of(program: Path, mtime_ns: int, size: int) -> ToolVersion:
-    """Ask *program* once per process; an upgrade under a resident process changes the other two arguments."""
+def _version_of(program: Path, *_upgraded: int) -> ToolVersion:
+    """Ask *program* once per process; an upgrade under a resident process changes the other arguments."""
     return ToolVersion.parse(_first_line([str(program), "--version"]))
 
 

@@ -10,7 +10,6 @@ from typing import Protocol
 from pgkeep.errors import FormatError, UsageError
 from pgkeep.streams.item import CHUNK_BYTES, Buffer
 
-
 _SLICE_BYTES = 1 << 10
 """Input per call when decompressing: 4 bytes of zstd may become 128 KiB, so this keeps one call within 32 MiB."""
 
