@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pgkeep.errors import PgkeepError
 from pgkeep.jobs.archive_get import ABSENT, ABSENT_FOR_CLIENT, archive_get, failure_status
-from pgkeep.jobs.archive_push import archive_push
+from pgkeep.jobs.archive_push import DEFAULT_AHEAD, archive_push
 from pgkeep.jobs.archive_service import service_command
 from pgkeep.jobs.archive_socket import start_service
 from pgkeep.jobs.wal_plan import WalPlan
@@ -38,6 +38,12 @@ def main() -> int:
             file.write(f"{options.verb} {options.operands[0]}\n")
     archive = WalArchive(options.archive, system_identifier=SystemIdentifier(options.system), segment_size=options.size)
     is_get = options.verb == "archive-get"
+    if options.for_client:
+        # It comes up while this process does the work.
+        start_service(
+            options.for_client,
+            service_command(archive, options.for_client, plan_path=options.plan, idle_timeout_seconds=options.idle),
+        )
     try:
         status = 0
         if is_get:
@@ -46,15 +52,10 @@ def main() -> int:
             if not archive_get(archive, name, Path(target), plan=plan):
                 status = ABSENT_FOR_CLIENT if options.for_client else ABSENT
         else:
-            archive_push(archive, Path(options.operands[0]))
+            archive_push(archive, Path(options.operands[0]), ahead=1 if options.for_client else DEFAULT_AHEAD)
     except PgkeepError as error:
         sys.stderr.write(f"pgkeep: {error}\n")
         return failure_status(error) if is_get else error.exit_status
-    if options.for_client:
-        start_service(
-            options.for_client,
-            service_command(archive, options.for_client, plan_path=options.plan, idle_timeout_seconds=options.idle),
-        )
     return status
 
 

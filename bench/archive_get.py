@@ -21,6 +21,7 @@ def run(workdir: Path) -> Result:
     """
     with archive_bench(workdir) as bench:
         bench.push_all()
+        bench.mark_all_ready()
         bench.peer_push_all()
         ours: list[float] = []
         peers: list[float] = []

@@ -1,10 +1,10 @@
 """
-Real WAL to archive and to get back: a data directory with 64 segments that wait for archiving, and both programs set up.
+Real WAL to archive and to get back: a data directory with 64 segments that wait for archiving, and both programs.
 
 The server has made the segments with pgbench, and is stopped. Both sides run as the server's user, two workers, zstd
-level 1. Equal durability: pgBackRest writes a temporary file, syncs it, renames it and syncs the directory before it says
-that a segment is archived; pgkeep writes a file without a name, syncs it, links it and syncs the directory. Neither syncs
-what it delivers to a replaying server.
+level 1. Equal durability: pgBackRest writes a temporary file, syncs it, renames it and syncs the directory before it
+says that a segment is archived; pgkeep writes a file without a name, syncs it, links it, syncs the directory. Neither
+syncs what it delivers to a replaying server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.lab import BenchCluster, cluster, pgbackrest, say, server_user
-
 from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
 
 SEGMENTS = 64
@@ -64,6 +63,7 @@ class ArchiveBench:
             group=pwd.getpwnam(server_user()).pw_gid if os.geteuid() == 0 else None,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(f"bench: {' '.join(command)} ended with {done.returncode}\n{done.stderr.decode()}")
@@ -80,17 +80,30 @@ class ArchiveBench:
         """Push every segment through pgkeep."""
         for name in self.names:
             self.ours("archive-push", f"pg_wal/{name}")
+            self._mark_done(name)
 
     def peer_push_all(self) -> None:
         """Push every segment through pgBackRest's asynchronous archiving."""
         for name in self.names:
             self.peers("archive-push", f"pg_wal/{name}", is_async=True)
+            self._mark_done(name)
+
+    def mark_all_ready(self) -> None:
+        """Let every segment wait for archiving again."""
+        for path in (self.data_directory / "pg_wal" / "archive_status").glob("*.done"):
+            path.rename(path.with_suffix(".ready"))
+
+    def _mark_done(self, name: str) -> None:
+        # As the server does when the command has said 0.
+        path = self.data_directory / "pg_wal" / "archive_status" / f"{name}.ready"
+        path.rename(path.with_suffix(".done"))
 
     def forget_ours(self) -> None:
         """Empty pgkeep's WAL archive, and end its service, so that the next call begins from nothing."""
         end_services(self.wal_root)
         for directory in self.wal_root.iterdir():
             shutil.rmtree(directory)
+        self.mark_all_ready()
 
     def forget_peers(self) -> None:
         """Empty pgBackRest's WAL archive and spool, when its background process has ended."""
@@ -98,6 +111,7 @@ class ArchiveBench:
             pass
         for directory in (*self.repository.glob("archive/*/*-*"), self.spool / "archive"):
             shutil.rmtree(directory, ignore_errors=True)
+        self.mark_all_ready()
 
 
 @contextlib.contextmanager
@@ -135,16 +149,19 @@ def _make_wal(server: BenchCluster) -> None:
     say(f"  making {SEGMENTS} WAL segments")
     program = [str(server.bin_directory / "pgbench"), "-h", str(server.directory), "-p", str(server.port)]
     program += ["-U", "postgres"]
-    _as_server([*program, "-i", "-q", "-s", "25", "postgres"])
+    _as_server([*program, "-i", "-q", "-s", "10", "postgres"])
+    # The load is what a server writes; only its waiting for the disk at each commit is left out.
+    server.psql("ALTER SYSTEM SET synchronous_commit = off")
+    server.psql("SELECT pg_reload_conf()")
     status = server.data_directory / "pg_wal" / "archive_status"
     while len(list(status.glob("*.ready"))) <= SEGMENTS:
-        _as_server([*program, "-n", "-c", "4", "-t", "5000", "-M", "prepared", "postgres"])
+        server.psql("CHECKPOINT")
+        _as_server([*program, "-n", "-c", "4", "-t", "2500", "-M", "prepared", "postgres"])
+        server.psql("UPDATE pgbench_accounts SET abalance = abalance + (random() * 1000)::int WHERE aid % 3 = 0")
 
 
 def _as_server(command: list[str]) -> None:
-    subprocess.run(
-        command, user=server_user() if os.geteuid() == 0 else None, check=True, capture_output=True, cwd="/"
-    )
+    subprocess.run(command, user=server_user() if os.geteuid() == 0 else None, check=True, capture_output=True, cwd="/")
 
 
 def _made(server: BenchCluster, names: list[str], system_identifier: int, peer: list[str]) -> ArchiveBench:

@@ -349,39 +349,42 @@ exec_pgkeep(const struct call *call)
 }
 
 /*
- * Run pgkeep archive-get and turn its status into one for the server. Only the status that nothing else has counts as
- * absent: an interpreter that cannot start says 1.
+ * Run pgkeep and turn its status into one for the server. For a get, only the status that nothing else has counts as
+ * absent: an interpreter that cannot start says 1. For a push, 126 of a shell would make the archiver end.
  */
 static int
-run_get(const struct call *call)
+run_pgkeep(const struct call *call)
 {
+	const int broken = call->operation == GET ? EXIT_GET_BROKEN : EXIT_PUSH_BROKEN;
 	pid_t self = getpid();
 	pid_t child;
 	int status;
 
 	if ((child = fork()) == -1) {
 		fprintf(stderr, "pgkeep-wal: cannot fork: %s\n", strerror(errno));
-		return EXIT_GET_BROKEN;
+		return broken;
 	}
 	if (child == 0) {
 		/* Nobody would name the end of an orphan's work. */
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
 		if (getppid() == self)
 			exec_pgkeep(call);
-		_exit(EXIT_GET_BROKEN);
+		_exit(broken);
 	}
 	while (waitpid(child, &status, 0) == -1)
 		if (errno != EINTR)
-			return EXIT_GET_BROKEN;
+			return broken;
 	if (WIFSIGNALED(status)) {
 		/* The server takes SIGTERM for its own shutdown, and every other signal for an error. */
 		signal(WTERMSIG(status), SIG_DFL);
 		raise(WTERMSIG(status));
-		return EXIT_GET_BROKEN;
+		return broken;
 	}
 	status = WEXITSTATUS(status);
 	if (status == 0)
 		return 0;
+	if (call->operation == PUSH)
+		return status <= 125 ? status : broken;
 	if (status == EXIT_ABSENT_FROM_PGKEEP)
 		return EXIT_ABSENT;
 	return status > 125 ? status : EXIT_GET_BROKEN;
@@ -415,8 +418,5 @@ main(int argc, char **argv)
 	if (getcwd(call.directory, sizeof(call.directory)) != NULL && call.directory[0] == '/' && find_socket(&call) &&
 	    (status = ask_service(&call)) != -1)
 		return status;
-	if (is_get)
-		return run_get(&call);
-	exec_pgkeep(&call);
-	return EXIT_PUSH_BROKEN;
+	return run_pgkeep(&call);
 }

@@ -17,7 +17,7 @@ from pgkeep.vault.wal_archive import WalArchive
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "client" / "pgkeep-wal.c"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 
 
 def build_client(directory: Path, *, flags: Sequence[str] = ()) -> Path:

@@ -521,6 +521,8 @@ def test_broken_python_is_never_the_end_of_the_wal(client: Client, tmp_path: Pat
     broken = Client(program, client.data_directory, client.runtime, client.archive)
     run = _get(broken, segment_at(3).name)
     assert run.returncode > 125 or run.returncode == -signal.SIGKILL
+    run = broken.run("archive-push", "pg_wal/x")
+    assert 1 <= run.returncode <= 125 or run.returncode == -signal.SIGKILL
 
 
 def test_missing_pgkeep_is_an_error_in_the_right_range(client: Client, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class WalPrefetch:
         self._changed = threading.Condition()
         self._wanted: list[tuple[Fetched, Path]] = []
         self._fetched: dict[tuple[str, tuple[int, int]], Fetched] = {}
+        self._following: WalSegment | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="wal-prefetch", daemon=True)
         self._thread.start()
@@ -102,10 +103,18 @@ class WalPrefetch:
             os.close(directory_fd)
 
     def fetch_ahead_of(self, name: str, target: Path) -> None:
-        """Begin to fetch the segments after *name*; what lies waiting and is none of them is dropped."""
+        """
+        Begin to fetch the segments after *name*, when the one before it was asked for last: that is how replay reads.
+
+        What lies waiting and is none of them is dropped.
+        """
         if not is_segment_name(name) or not self._depth:
             return
         segment = WalSegment.parse(name, size=self._archive.segment_size)
+        is_next, self._following = segment == self._following, segment.next()
+        if not is_next:
+            self.drop()
+            return
         directory_fd = self._open_directory(name, target)
         try:
             status = os.fstat(directory_fd)
