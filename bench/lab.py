@@ -76,6 +76,7 @@ def run(arguments: list[str], *, user: str | None = None, env: dict[str, str] | 
     """Run a program as the server's user; return its output, or exit with it when it fails."""
     done = subprocess.run(
         arguments,
+        check=False,
         user=user or (server_user() if os.geteuid() == 0 else None),
         extra_groups=[] if os.geteuid() == 0 else None,
         env={**os.environ, "HOME": "/tmp", **(env or {})},
@@ -95,13 +96,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def alternate(ours: Callable[[], None], peer: Callable[[], None], *, rounds: int = ROUNDS) -> tuple[float, float]:
-    """Run both sides in turn, after a warm-up each; return the median wall time of each in seconds."""
-    ours()
-    peer()
+def alternate(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    rounds: int = ROUNDS,
+    before: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
+    """
+    Run both sides in turn, after a warm-up each; return the median wall time of each in seconds.
+
+    *before* is called before each run and is not timed.
+    """
     times: tuple[list[float], list[float]] = ([], [])
+    for action in (ours, peer):
+        before()
+        action()
     for _ in range(rounds):
         for side, action in enumerate((ours, peer)):
+            before()
+            # What an earlier run left for the kernel to write must not be counted against this one.
+            os.sync()
             begin = time.perf_counter()
             action()
             times[side].append(time.perf_counter() - begin)
@@ -162,12 +177,28 @@ def cluster(workdir: Path, *, scale: int = SCALE, text_rows: int = TEXT_ROWS) ->
     try:
         say(f"  filling a server with pgbench scale {scale} and {text_rows} rows of text")
         pgbench = str(made.bin_directory / "pgbench")
-        run([pgbench, "-i", "-q", "-s", str(scale), "-U", "postgres", "-h", str(directory), "-p", str(made.port), "postgres"])
+        run(
+            [
+                pgbench,
+                "-i",
+                "-q",
+                "-s",
+                str(scale),
+                "-U",
+                "postgres",
+                "-h",
+                str(directory),
+                "-p",
+                str(made.port),
+                "postgres",
+            ]
+        )
         made.psql(
             "CREATE TABLE notes AS SELECT g AS id, md5(g::text) || md5((g * 7)::text) AS body "
             f"FROM generate_series(1, {text_rows}) g"
         )
-        made.psql("VACUUM; CHECKPOINT")
+        made.psql("VACUUM")
+        made.psql("CHECKPOINT")
         yield made
     finally:
         made.stop()

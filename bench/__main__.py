@@ -1,0 +1,64 @@
+"""
+Measure pgkeep side by side with its peers: ``./dev bench [NAME...]``.
+
+One JSON object a line on stdout: name, ours_seconds, peer, peer_seconds, ratio (ours by peer's; less is better), goal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import archive_get, archive_push, physical
+from bench.lab import Result, say
+
+ARCHIVE_BENCHES: dict[str, Callable[[Path], Result]] = {
+    "archive-push": archive_push.run,
+    "archive-get": archive_get.run,
+}
+NAMES = (*physical.BENCHES, *ARCHIVE_BENCHES)
+
+
+def main(wanted: list[str]) -> int:
+    """Run the benches called *wanted*, all of them when none is named; return the exit status."""
+    unknown = [name for name in wanted if name not in NAMES]
+    if unknown:
+        say(f"bench: no such bench: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        return 2
+    for result in _results(wanted or list(NAMES)):
+        print(result.line(), flush=True)
+    return 0
+
+
+def _results(wanted: list[str]) -> Iterator[Result]:
+    chosen = [name for name in wanted if name in physical.BENCHES]
+    if chosen:
+        with _workdir() as workdir, physical.physical_bench(workdir) as bench:
+            for name in chosen:
+                say(f"bench: {name}")
+                yield physical.BENCHES[name](bench)
+    for name in wanted:
+        if name in ARCHIVE_BENCHES:
+            say(f"bench: {name}")
+            with _workdir() as workdir:
+                yield ARCHIVE_BENCHES[name](workdir)
+
+
+class _workdir:  # noqa: N801 - used like a function
+    """A directory that the server's user can enter, removed in the end."""
+
+    def __enter__(self) -> Path:
+        self._path = Path(tempfile.mkdtemp(prefix="pgkeep-bench-", dir=os.environ.get("PGKEEP_BENCH_DIR")))
+        self._path.chmod(0o755)
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
