@@ -73,8 +73,10 @@ def stream_full(bench: PhysicalBench) -> Result:
 
     def peer_backup() -> None:
         run(
-            [program, "-h", str(bench.server.directory), "-p", str(bench.server.port), "-U", "postgres"]
-            + ["-D", str(target), "-Ft", "--compress=client-zstd:level=1,workers=2", "-X", "fetch", "-c", "fast"]
+            [
+                *(program, "-h", str(bench.server.directory), "-p", str(bench.server.port), "-U", "postgres"),
+                *("-D", str(target), "-Ft", "--compress=client-zstd:level=1,workers=2", "-X", "fetch", "-c", "fast"),
+            ]
         )
 
     ours, peer = alternate(
@@ -107,10 +109,10 @@ def verify(bench: PhysicalBench) -> Result:
     """Every digest and page of a Full, against making one."""
     backup_id = bench.backup("--transport=local")["backup_id"]
     ours, peer = alternate(
-        lambda: bench.pgkeep("verify", f"--backup-id={backup_id}", "--jobs=2"), lambda: bench.backup("--transport=local")
+        lambda: bench.pgkeep("verify", f"--backup-id={backup_id}", "--jobs=2"),
+        lambda: bench.backup("--transport=local"),
     )
     return Result("verify", ours, "pgkeep backup --level=full", peer, 0.5)
 
 
 BENCHES = {"pitr-full": pitr_full, "restore": restore, "stream-full": stream_full, "verify": verify}
-

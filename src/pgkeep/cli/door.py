@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgkeep.cli.options import NOT_BUILT
 from pgkeep.cli.output import warn
 from pgkeep.errors import UsageError
 from pgkeep.settings import Resolved, from_flags, read_config, resolve
@@ -84,4 +85,6 @@ def open_call(verb: str, cluster_name: str, values: dict[str, Any]) -> Call:
     settings = resolve(from_flags(values), verb=verb, config=read_config(path), cluster=cluster_name)
     for warning in settings.warnings:
         warn(warning)
+    for name in sorted(NOT_BUILT.intersection(settings.given)):
+        warn(f"{name} is set, but this version of pgkeep does not act on it")
     return Call(cluster_name, settings)

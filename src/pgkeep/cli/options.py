@@ -10,24 +10,47 @@ import typer
 
 from pgkeep.settings import CliOption, cli_options
 
-Values = dict[str, Any]
-_PANELS = {"Connection": "Connection", "Restore": "Restore"}
+NOT_BUILT = frozenset(
+    {
+        "abort_on_error",
+        "backup_from_standby",
+        "cdp_window_seconds",
+        "debug",
+        "large_table_threshold",
+        "log_dir",
+        "parallel_tables",
+        "pgdata_backup_retain_days",
+        "pitr_block_summary_days",
+        "post_restore_sql",
+        "primary_conninfo",
+        "profile",
+        "recreate_replication_slots",
+        "recreate_subscriptions",
+        "restore_as_standby",
+        "restore_replication_state",
+        "standby_host",
+        "state_dir",
+        "timeout",
+        "track_replication_state",
+        "verify_checksum_after",
+        "wal_restore_dir",
+        "wal_segment_overlap",
+        "wipe_pgdata",
+    }
+)
+"""Parameters of the table that no command acts on yet: no option of any command, and a warning where a file sets one."""
 
 
-def with_options(
-    verb: str, *, without: frozenset[str] = frozenset()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(verb: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
     Give a command the options that the table has for *verb*, as ``values``: canonical name to what was typed.
 
-    Args:
-        verb: The command's name.
-        without: Parameters that the command declares itself.
+    A parameter that the command declares itself is left to it.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "values"]
-        options = {o.parameter.name: o for o in cli_options(verb) if o.parameter.name not in without}
+        options = {o.parameter.name: o for o in cli_options(verb) if o.parameter.name not in NOT_BUILT}
         taken = {parameter.name for parameter in own}
 
         def run(**given: Any) -> None:

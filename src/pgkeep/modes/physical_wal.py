@@ -39,7 +39,6 @@ class WalOptions:
         switch_wal: End the current segment, so that it is complete, when a backup without files ends.
         timeout_seconds: How long to wait for each segment.
         wait_for_archive: Let ``pg_backup_stop`` wait until the server has archived the backup's WAL.
-        overlap_segments: Older segments, as many as there still are, that travel along with a base backup's own.
     """
 
     archive_dir: str = "auto"
@@ -48,7 +47,6 @@ class WalOptions:
     switch_wal: bool = True
     timeout_seconds: float = 60
     wait_for_archive: bool = False
-    overlap_segments: int = 0
 
 
 class CarriedWal:

@@ -104,6 +104,7 @@ class PitrMode:
                 allow_unbounded_slot=value_of("allow_unbounded_slot"),
                 switch_wal=value_of("switch_wal"),
                 timeout_seconds=value_of("switch_wal_timeout"),
+                wait_for_archive=value_of("stop_wait_wal_archive"),
             ),
         )
 

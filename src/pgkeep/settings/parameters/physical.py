@@ -141,13 +141,13 @@ PARAMETERS = (
         name="stop_wait_wal_archive",
         kind=Kind.BOOL,
         group=Group.PHYSICAL,
-        default=True,
+        default=False,
         modes=PHYSICAL_MODES,
         places=_ANY,
         verbs=("backup",),
-        example="no",
-        help="Let the server wait, at the end of the backup, until the WAL is archived. Whatever is set here, the job "
-        "succeeds only with that WAL inside the backup.",
+        example="yes",
+        help="Let the server wait, at the end of the backup, until it has archived the WAL. Whatever is set here, the "
+        "job succeeds only with that WAL inside the backup, so a slow archiver need not hold it up.",
     ),
     Parameter(
         name="exclude_tablespace",
