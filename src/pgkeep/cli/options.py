@@ -38,7 +38,7 @@ NOT_BUILT = frozenset(
         "wipe_pgdata",
     }
 )
-"""Parameters of the table that no command acts on yet: no option of any command, and a warning where a file sets one."""
+"""Parameters that no command acts on yet: no option of any command; where a file sets one, there is a warning."""
 
 
 def with_options(verb: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
