@@ -368,14 +368,14 @@ def test_dump_from_a_standby(
 
 
 def test_password_stays_out_of_sight(make_cluster: MakeCluster, bin_dir: Path, major: int) -> None:
-    """Neither arguments nor environment of a child hold the password, and its password file goes with it."""
+    """Neither arguments nor environment of a child hold the password, and its password file is in memory."""
     cluster = make_cluster()
     secret = r"ge:heim \ words "
     with cluster.connect() as connection:
         connection.execute(psycopg.sql.SQL("CREATE ROLE bob SUPERUSER LOGIN PASSWORD {}").format(secret))
         fill(connection, "filler", size_mb=30)
     cluster.set_hba("host all all 127.0.0.1/32 scram-sha-256\n" if major >= 14 else "host all all 127.0.0.1/32 md5\n")
-    seen: list[Path] = []
+    seen: list[str] = []
 
     def look() -> None:
         [pid] = children("pg_dump")
@@ -383,8 +383,9 @@ def test_password_stays_out_of_sight(make_cluster: MakeCluster, bin_dir: Path, m
         arguments = Path("/proc", str(pid), "cmdline").read_bytes()
         assert b"heim" not in environment + arguments
         [passfile] = [word[11:] for word in environment.split(b"\0") if word.startswith(b"PGPASSFILE=")]
-        seen.append(Path(passfile.decode()))
-        assert seen[0].stat().st_mode & 0o777 == 0o600
+        inherited = Path("/proc", str(pid), "fd", Path(passfile.decode()).name)
+        assert inherited.stat().st_mode & 0o777 == 0o600
+        seen.append(os.readlink(inherited))
 
     def can_log_in() -> bool:
         try:
@@ -398,4 +399,4 @@ def test_password_stays_out_of_sight(make_cluster: MakeCluster, bin_dir: Path, m
     options = DumpOptions(databases=("postgres",), include_globals=False, bin_dir=bin_dir)
     with Server.open(target) as server:
         spoil_in_the_middle(server, options, look)
-    assert not seen[0].exists()
+    assert seen == ["/memfd:pgpass (deleted)"]

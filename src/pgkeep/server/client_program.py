@@ -3,7 +3,7 @@ PostgreSQL's client programs as children: how they reach the server, are fed, re
 
 A child connects to the very host that the session it is derived from is connected to, so that a list of hosts, a
 service or ``target_session_attrs`` is resolved once. Its parameters travel in the environment, the password in a
-password file of its own that lives as long as the child: never in ``argv``, never in the environment.
+password file in memory that only the child can open: never in ``argv``, in the environment, or on a disk.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -38,37 +38,54 @@ _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
+@dataclass(frozen=True, slots=True)
+class ClientEnvironment:
+    """
+    What a child gets from its parent to reach a server.
+
+    Attributes:
+        variables: All of its environment.
+        descriptors: Open files that it inherits.
+    """
+
+    variables: Mapping[str, str]
+    descriptors: tuple[int, ...] = ()
+
+
 @contextlib.contextmanager
 def client_environment(
     connection: psycopg.Connection[Any], *, program: str, role: str = ""
-) -> Iterator[dict[str, str]]:
+) -> Iterator[ClientEnvironment]:
     """
     Give the environment in which a child connects as *connection* does.
-
-    The password file that it may name is removed on leaving.
 
     Args:
         connection: An open session on the server.
         program: Name of the child, for ``application_name``.
         role: Role to become at once, for a program that has no option for it.
     """
-    with tempfile.TemporaryDirectory(prefix="pgkeep-") as scratch:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        environment |= _parameters(connection)
-        password = _password(connection)
-        if password:
-            passfile = Path(scratch, "pgpass")
-            passfile.touch(mode=0o600)
-            passfile.write_text(f"*:*:*:*:{_escaped(password)}\n", encoding="utf-8")
-            environment["PGPASSFILE"] = str(passfile)
-        environment["PGAPPNAME"] = f"pgkeep {program}"
-        if role:
-            escaped = re.sub(r"([\\\s])", r"\\\1", role)
-            environment["PGOPTIONS"] = f"-c role={escaped}"
-        # Complaints are read for what they mean, so they must not be translated.
-        environment["LC_ALL"] = "C"
-        environment.pop("LANGUAGE", None)
-        yield environment
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    variables |= _parameters(connection)
+    variables["PGAPPNAME"] = f"pgkeep {program}"
+    if role:
+        escaped = re.sub(r"([\\\s])", r"\\\1", role)
+        variables["PGOPTIONS"] = f"-c role={escaped}"
+    # Complaints are read for what they mean, so they must not be translated.
+    variables["LC_ALL"] = "C"
+    variables.pop("LANGUAGE", None)
+    password = connection.pgconn.password
+    if not password:
+        yield ClientEnvironment(variables)
+        return
+    # In memory, so that no kill leaves it on a disk; libpq wants a plain file that only its owner may read.
+    descriptor = os.memfd_create("pgpass")
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.write(descriptor, b"*:*:*:*:" + _escaped(password) + b"\n")
+        variables["PGPASSFILE"] = f"/proc/self/fd/{descriptor}"
+        yield ClientEnvironment(variables, (descriptor,))
+    finally:
+        os.close(descriptor)
 
 
 def conninfo_for(dbname: str) -> str:
@@ -95,7 +112,7 @@ class ClientProgram:
     def __init__(
         self,
         command: Sequence[str | Path],
-        environment: Mapping[str, str],
+        environment: ClientEnvironment,
         *,
         task: str,
         reads_input: bool = False,
@@ -115,7 +132,8 @@ class ClientProgram:
         try:
             self._child = subprocess.Popen(
                 [str(word) for word in command],
-                env=dict(environment),
+                env=dict(environment.variables),
+                pass_fds=environment.descriptors,
                 stdin=subprocess.PIPE if reads_input else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if gives_output else subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -294,11 +312,6 @@ def _parameters(connection: psycopg.Connection[Any]) -> dict[str, str]:
     return parameters
 
 
-def _password(connection: psycopg.Connection[Any]) -> str:
-    password = connection.pgconn.password
-    return password.decode() if password else ""
-
-
 def _option(connection: psycopg.Connection[Any], keyword: str) -> str:
     for option in connection.pgconn.info:
         if option.keyword.decode() == keyword and option.val is not None:
@@ -306,9 +319,9 @@ def _option(connection: psycopg.Connection[Any], keyword: str) -> str:
     return ""
 
 
-def _escaped(password: str) -> str:
+def _escaped(password: bytes) -> bytes:
     """Return *password* as the last field of a password file takes it."""
-    return password.replace("\\", "\\\\").replace(":", "\\:")
+    return password.replace(b"\\", b"\\\\").replace(b":", b"\\:")
 
 
 def _die_with_parent() -> None:
