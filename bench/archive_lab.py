@@ -14,16 +14,14 @@ import os
 import pwd
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.lab import BenchCluster, cluster, pgbackrest, say, server_user
-from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
+from bench.lab import BenchCluster, cluster, pgbackrest, pgkeep_command, run, say, server_user
 
 SEGMENTS = 64
-ROOT = Path(__file__).resolve().parent.parent
+CLUSTER = "bench"
 
 
 @dataclass(slots=True)
@@ -35,7 +33,7 @@ class ArchiveBench:
         data_directory: Of the stopped server.
         names: Segments that wait for archiving, in order.
         wal_root: pgkeep's WAL archive.
-        client: The words of a pgkeep-wal call, without the verb; options come after the verb.
+        client: The small client.
         options: Options of such a call.
         peer: The words of a pgBackRest call up to its verb.
         repository: pgBackRest's.
@@ -120,7 +118,9 @@ def archive_bench(workdir: Path) -> Iterator[ArchiveBench]:
     with cluster(workdir, scale=1, text_rows=1000) as server, pgbackrest(server) as peer:
         server.configure(archive_mode="on", archive_command="/bin/false")
         _make_wal(server)
-        system_identifier = int(server.psql("SELECT system_identifier FROM pg_control_system()"))
+        vault = server.directory / "vault"
+        where = [f"--vault={vault}", f"--host={server.directory}", f"--port={server.port}", "--user=postgres"]
+        run([*pgkeep_command(), "init", CLUSTER, *where])
         server.stop()
         try:
             ready = sorted((server.data_directory / "pg_wal" / "archive_status").glob("*.ready"))
@@ -128,7 +128,7 @@ def archive_bench(workdir: Path) -> Iterator[ArchiveBench]:
             for path in ready:
                 if path.stem not in names[:SEGMENTS]:
                     path.unlink()
-            made = _made(server, names[:SEGMENTS], system_identifier, peer)
+            made = _made(server, names[:SEGMENTS], vault, peer)
             yield made
             end_services(made.wal_root)
         finally:
@@ -164,25 +164,15 @@ def _as_server(command: list[str]) -> None:
     subprocess.run(command, user=server_user() if os.geteuid() == 0 else None, check=True, capture_output=True, cwd="/")
 
 
-def _made(server: BenchCluster, names: list[str], system_identifier: int, peer: list[str]) -> ArchiveBench:
-    home = server.directory / "pgkeep"
-    wal_root = home / "vault" / "main" / "wal"
-    wal_root.mkdir(parents=True)
-    (wal_root.parent / "cluster.json").touch()
-    programs = home / "bin"
-    programs.mkdir()
-    client = programs / "pgkeep-wal"
-    source = ROOT / "client" / "pgkeep-wal.c"
-    subprocess.run(["cc", "-O2", "-std=c11", "-o", str(client), str(source)], check=True)
-    front = programs / "pgkeep"
-    program = ROOT / "bench" / "archive_front.py"
-    front.write_text(f"#!/bin/sh\nPYTHONPATH='{ROOT / 'src'}' exec '{sys.executable}' '{program}' \"$@\"\n")
-    front.chmod(0o755)
-    if os.geteuid() == 0:
-        subprocess.run(["chown", "-R", server_user(), str(home)], check=True)
-    options = [f"--archive={wal_root}", f"--system={system_identifier}", f"--size={DEFAULT_SEGMENT_SIZE}"]
+def _made(server: BenchCluster, names: list[str], vault: Path, peer: list[str]) -> ArchiveBench:
+    home = server.directory
+    client = Path(pgkeep_command()[0]).with_name("pgkeep-wal")
+    if not client.exists():
+        raise SystemExit(f"bench: {client} is missing; ./dev bench builds it")
+    options = [f"--vault={vault}", f"--cluster={CLUSTER}", "--zstd-level=1"]
     environment = {"PATH": os.environ["PATH"], "HOME": "/tmp", "PGKEEP_RUNTIME_DIR": str(home / "run")}
-    stanza = server.directory / "pgbackrest"
+    stanza = home / "pgbackrest"
+    wal_root = vault / CLUSTER / "wal"
     return ArchiveBench(
         server.data_directory, names, wal_root, client, options, peer, stanza / "repo", stanza / "spool", environment
     )
