@@ -165,6 +165,28 @@ class Capabilities:
         """``stats_temp_directory`` was dropped in 15, when statistics moved to shared memory."""
         return self.major < 15
 
+    # Databases.
+
+    @property
+    def has_locale_provider(self) -> bool:
+        """15 lets each database choose who collates: libc or ICU; 17 adds a builtin provider."""
+        return self.major >= 15
+
+    @property
+    def locale_column(self) -> str:
+        """The column of ``pg_database`` with the locale of ICU; 17 renamed it for the builtin one; empty before 15."""
+        return "datlocale" if self.major >= 17 else "daticulocale" if self.major >= 15 else ""
+
+    @property
+    def has_icu_rules(self) -> bool:
+        """16 brought additional collation rules for ICU."""
+        return self.major >= 16
+
+    @property
+    def has_forced_drop(self) -> bool:
+        """13 brought ``DROP DATABASE … WITH (FORCE)``, which ends the sessions in it."""
+        return self.major >= 13
+
     # Settings of a session.
 
     @property
