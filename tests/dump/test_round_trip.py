@@ -125,3 +125,41 @@ def test_empty_target_decides_encoding_and_owner(sampled: Cluster, bin_dir: Path
         assert sampled.value("SELECT count(*) FROM account", dbname="made") == 4000
     finally:
         sampled.sql("DROP DATABASE made")
+
+
+def locale_comes_back(cluster: Cluster, bin_dir: Path, created_with: str) -> None:
+    """Make a database with *created_with*, and check that its copy is equal in ``pg_database``."""
+    cluster.sql(f"CREATE DATABASE local TEMPLATE template0 {created_with}")
+    try:
+        cluster.sql("CREATE TABLE t AS SELECT 'z' AS a", dbname="local")
+        backup = dump_cluster(cluster, bin_dir=bin_dir, databases=["local"], include_globals=False)
+        restore_cluster(cluster, backup, bin_dir=bin_dir, new_database="back")
+        row = "SELECT to_jsonb(d) - ARRAY['oid', 'datname', 'datfrozenxid', 'datminmxid'] FROM pg_database d"
+        assert cluster.sql(f"{row} WHERE datname = 'back'") == cluster.sql(f"{row} WHERE datname = 'local'")
+        assert cluster.value("SELECT a FROM t", dbname="back") == "z"
+    finally:
+        cluster.sql("DROP DATABASE IF EXISTS back")
+        cluster.sql("DROP DATABASE local")
+
+
+def test_encoding_comes_back(sampled: Cluster, bin_dir: Path) -> None:
+    """A database in another encoding comes back in it."""
+    locale_comes_back(sampled, bin_dir, "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+
+
+@pytest.mark.pg(">=15, <18")  # 18's wheel is built without ICU
+def test_icu_locale_comes_back(sampled: Cluster, bin_dir: Path) -> None:
+    """A database that ICU collates comes back so."""
+    locale_comes_back(sampled, bin_dir, "LOCALE_PROVIDER icu ICU_LOCALE 'de-AT' LOCALE 'C'")
+
+
+@pytest.mark.pg(">=16, <18")
+def test_icu_rules_come_back(sampled: Cluster, bin_dir: Path) -> None:
+    """A database with collation rules of its own comes back with them."""
+    locale_comes_back(sampled, bin_dir, "LOCALE_PROVIDER icu ICU_LOCALE 'und' ICU_RULES '&a < g' LOCALE 'C'")
+
+
+@pytest.mark.pg(">=17")
+def test_builtin_locale_comes_back(sampled: Cluster, bin_dir: Path) -> None:
+    """A database with the builtin provider comes back with it."""
+    locale_comes_back(sampled, bin_dir, "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'")

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from pgkeep.errors import ServerError
+from pgkeep.pg.capabilities import Capabilities
 
 _FIRST_NORMAL_OID = 16384
 """``FirstNormalObjectId`` in ``access/transam.h``: what initdb made is below."""
@@ -79,10 +80,10 @@ class DatabaseProperties(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
 def list_databases(connection: psycopg.Connection[Any]) -> list[DatabaseProperties]:
     """Return every database of the server, by name."""
-    version = connection.info.server_version
-    provider = "d.datlocprovider::text" if version >= 150000 else "'c'"
-    locale = "d.datlocale" if version >= 170000 else "d.daticulocale" if version >= 150000 else "NULL"
-    rules = "d.daticurules" if version >= 160000 else "NULL"
+    capabilities = Capabilities(connection.info.server_version)
+    provider = "d.datlocprovider::text" if capabilities.has_locale_provider else "'c'"
+    locale = f"d.{capabilities.locale_column}" if capabilities.locale_column else "NULL"
+    rules = "d.daticurules" if capabilities.has_icu_rules else "NULL"
     rows = connection.execute(
         f"""
         SELECT d.datname, d.oid::int8,
@@ -148,7 +149,6 @@ def create_database(
     Raises:
         ServerError: The server refuses, for example for a locale that this host does not have.
     """
-    version = connection.info.server_version
     options: list[sql.Composable] = [sql.SQL("TEMPLATE template0")]
     if _exists(connection, "SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", like.owner):
         options.append(sql.SQL("OWNER {}").format(sql.Identifier(like.owner)))
@@ -163,7 +163,7 @@ def create_database(
     if like.collate:
         options.append(sql.SQL("LC_COLLATE {}").format(sql.Literal(like.collate)))
         options.append(sql.SQL("LC_CTYPE {}").format(sql.Literal(like.ctype)))
-    if version >= 150000:
+    if Capabilities(connection.info.server_version).has_locale_provider:
         words = {"c": "libc", "i": "icu", "b": "builtin"}
         options.append(sql.SQL("LOCALE_PROVIDER {}").format(sql.SQL(words[like.locale_provider])))
         if like.locale_provider == "i":
@@ -217,7 +217,7 @@ def drop_database(connection: psycopg.Connection[Any], name: str) -> None:
     """Drop a database when it exists, and end the sessions in it; raise ServerError when the server refuses."""
     database = sql.Identifier(name)
     with refusal_as_error(f'cannot drop database "{name}"'):
-        if connection.info.server_version >= 130000:
+        if Capabilities(connection.info.server_version).has_forced_drop:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(database))
             return
         connection.execute(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pgkeep.errors import FormatError, ToolError
+from pgkeep.pg.capabilities import Capabilities
 from pgkeep.server.client_program import ClientProgram, conninfo_for
 from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.server.tools import Toolbox
@@ -26,7 +27,8 @@ _DUPLICATE_OBJECT = "42710"
 
 def writes_unknown_setting(toolbox: Toolbox, server_version: int) -> bool:
     """Whether *toolbox*'s programs set something that a server of *server_version* does not know."""
-    return toolbox.version.major >= 17 > server_version // 10000
+    written = Capabilities(toolbox.version.major * 10000).has_transaction_timeout
+    return written and not Capabilities(server_version).has_transaction_timeout
 
 
 def restore_arguments(
