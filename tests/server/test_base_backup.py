@@ -74,6 +74,7 @@ def receive(replication: Replication, options: BaseBackupOptions = FAST, **argum
     content: dict[str, bytes] = {}
     for file in backup.files():
         assert file.path not in files
+        assert not {"", ".", ".."} & set(file.path.split("/"))
         files[file.path] = file
         content[file.path] = b"".join(file.chunks())
         assert file.size in {UNKNOWN_SIZE, len(content[file.path])}

@@ -126,7 +126,7 @@ def test_complete_segments_are_the_servers(
         assert content_of(content) == (busy.data_directory / "pg_wal" / content.segment.name).read_bytes()
         names.append(content.segment.name)
     supply.close()
-    assert len(names) > 3
+    assert len(names) >= 3
     assert names[0] == WalSegment.containing(start, timeline=Timeline(1), size=MEBIBYTE).name
     assert names[-1] == WalSegment.ending_at(end, timeline=Timeline(1), size=MEBIBYTE).name
 

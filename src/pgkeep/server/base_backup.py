@@ -340,7 +340,8 @@ def _received(member: TarMember, tablespace: BackupTablespace, events: Iterator[
             yield data
 
     return ReceivedFile(
-        path=tablespace.prefix + member.name,
+        # The server calls directories whose content it leaves out, such as pg_wal, by "./" and their name.
+        path=tablespace.prefix + member.name.removeprefix("./"),
         tablespace=tablespace,
         kind=member.kind,
         size=member.size,
