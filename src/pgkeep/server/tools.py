@@ -171,7 +171,8 @@ def _candidates() -> Iterator[Path]:
     for entry in os.environ.get("PATH", "").split(os.pathsep):
         program = Path(entry, "pg_dump").resolve()
         # Debian's /usr/bin/pg_dump leads to pg_wrapper, which guesses a cluster; the real ones are found below.
-        if entry and program.name == "pg_dump" and program.is_file():
+        # A PATH that sudo kept may name directories that this account cannot enter: is_file would raise.
+        if entry and program.name == "pg_dump" and os.access(program, os.X_OK):
             yield program.parent
     pg_config = shutil.which("pg_config")
     if pg_config is not None:
