@@ -24,7 +24,9 @@ class Job:
         lines: What it has logged so far, without what stands before each line.
     """
 
-    def __init__(self, keeper: Keeper, verb: str, *arguments: str | Path, killed_at: tuple[int, str, str] | None = None):
+    def __init__(
+        self, keeper: Keeper, verb: str, *arguments: str | Path, killed_at: tuple[int, str, str] | None = None
+    ):
         """Start ``pgkeep VERB NAME --vault=… ARGUMENTS``; *killed_at* names the event that it shall not survive."""
         program: list[str | Path] = [PGKEEP]
         if killed_at is not None:

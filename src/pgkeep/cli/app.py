@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 from pgkeep.cli.output import fail, say
 from pgkeep.errors import PgkeepError
 
 ARCHIVE_COMMANDS = ("archive-push", "archive-get")
-INTERRUPTED_STATUS = 130
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALLED_STATUS = 128
+"""Exit status of a command that a signal ended, plus the signal's number, as shells have it."""
+
+
+class Interrupted(BaseException):
+    """A signal asks for the end of the command; not an error, so that nothing on the way takes it for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def main() -> None:
@@ -18,15 +30,31 @@ def main() -> None:
         from pgkeep.cli.archive import main as archive_main
 
         sys.exit(archive_main(sys.argv[1], sys.argv[2:]))
+    _end_in_order()
     from pgkeep.cli.commands import app
 
     try:
         app(prog_name="pgkeep")
     except PgkeepError as error:
         sys.exit(fail(error))
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(INTERRUPTED_STATUS)
+    except Interrupted as interrupted:
+        say(f"interrupted by {signal.Signals(interrupted.number).name}")
+        sys.exit(SIGNALLED_STATUS + interrupted.number)
+
+
+def _end_in_order() -> None:
+    """Let signals end a command as an error does: what it began is undone, what it started is stopped."""
+    for number in ENDING_SIGNALS:
+        # Whoever runs a command by nohup has SIGHUP ignored, and means it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what the interpreter passes
+    # The second one does not wait for the tidying up.
+    for ending in ENDING_SIGNALS:
+        signal.signal(ending, signal.SIG_DFL)
+    raise Interrupted(number)
 
 
 if __name__ == "__main__":
