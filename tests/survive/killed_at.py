@@ -3,7 +3,7 @@ Run pgkeep, and kill it with SIGKILL at the n-th event of a kind.
 
 ::
 
-    python killed_at.py 1 os.link 'RESTORE\\.md' backup main --vault=...
+    python killed_at.py 1 os.link manifest backup main --vault=...
 
 Events are those of ``sys.audit``, raised just before the interpreter does what they say; the pattern is searched in
 their arguments.

@@ -101,8 +101,7 @@ def test_killed_at_any_moment(server: int, make_keeper: MakeKeeper, transport: s
     with ledger.load() as load:
         for size in (1, 1 << 20, 2 << 20):
             with Job(keeper, "backup", *keeper.backup_options("full", transport)) as job:
-                wait_for(lambda: volume_bytes(keeper) >= size or not job.is_running, f"volumes have {size} bytes")
-                assert job.is_running, "\n".join(job.lines)
+                wait_for_volumes(keeper, job, size)
             assert job.end().status == -signal.SIGKILL
             assert_server_is_left_alone(keeper.cluster)
             assert backup_ids(keeper) == []
@@ -122,6 +121,12 @@ def test_killed_at_any_moment(server: int, make_keeper: MakeKeeper, transport: s
     keeper.must("expire")
     assert leftovers(keeper) == []
     keeper.restore().assert_is_at(mark)
+
+
+def wait_for_volumes(keeper: Keeper, job: Job, size: int) -> None:
+    """Wait until the volumes of *job* have *size* bytes."""
+    wait_for(lambda: volume_bytes(keeper) >= size or not job.is_running, f"volumes have {size} bytes")
+    assert job.is_running, "\n".join(job.lines)
 
 
 def volume_bytes(keeper: Keeper) -> int:

@@ -14,7 +14,7 @@ from tests.lab.proxy import Proxy
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
 from tests.survive.job import Job, assert_server_is_left_alone, backup_ids
-from tests.survive.test_killed import volume_bytes
+from tests.survive.test_killed import wait_for_volumes
 
 
 def assert_nothing_is_kept(keeper: Keeper) -> None:
@@ -48,7 +48,7 @@ def test_a_dying_server_ends_the_backup(
     ledger.transfer(20)
     add_ballast(keeper.cluster)
     with Job(keeper, "backup", *keeper.backup_options("full", transport)) as job:
-        wait_for(lambda: volume_bytes(keeper) > 0 or not job.is_running, "files are being read")
+        wait_for_volumes(keeper, job, 1)
         end(keeper.cluster)
         outcome = job.end()
     assert outcome.status == 4, "\n".join(outcome.lines)

@@ -87,7 +87,7 @@ def _status_rows() -> Iterator[str]:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PgkeepError)]
     for kind in sorted(kinds, key=lambda kind: kind.exit_status):
         yield f"| {kind.exit_status} | {kind.__name__} | {(kind.__doc__ or '').strip().splitlines()[0]} |"
-    yield "| 130 | | interrupted |"
+    yield "| 128 + n | | signal n ended it: 130 for Ctrl-C, 143 for SIGTERM |"
 
 
 def main(arguments: list[str]) -> int:
