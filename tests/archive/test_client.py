@@ -97,10 +97,10 @@ class TestBothWays:
         assert f"the data directory has system identifier 42, the archive is for {SYSTEM}" in run.stderr
 
     def test_files_that_wait_are_pushed_ahead(self, client: Client, warm: bool) -> None:
-        """One call archives what the server will ask for next, too."""
+        """One call archives what the server will ask for next, too: the service goes on, Python does one more."""
         names = [_write(client, number) for number in range(3, 9)]
         assert client.run("archive-push", f"pg_wal/{names[0]}").returncode == 0
-        wait_until(lambda: all(client.archive.has(name) for name in names), "pushing ahead")
+        wait_until(lambda: all(client.archive.has(name) for name in names[: None if warm else 2]), "pushing ahead")
         for name in names:
             assert client.run("archive-push", f"pg_wal/{name}").returncode == 0
         self._check_way(client, warm)

@@ -19,7 +19,8 @@ from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.pg.wal import is_history_name
 from pgkeep.vault.wal_archive import Put, WalArchive
 
-DEFAULT_AHEAD = 16
+# Enough to keep the workers busy while the file asked for is pushed; more would only keep the server waiting.
+DEFAULT_AHEAD = 3
 
 _READY = re.compile(r"([0-9A-F]{8}\.history|[0-9A-F]{24}(?:\.partial|\.[0-9A-F]{8}\.backup)?)\.ready")
 
@@ -45,7 +46,8 @@ def archive_push(
     check_cluster(archive, path)
     with WalPusher(archive, workers=workers, compression_level=compression_level) as pusher:
         push = pusher.submit(path)
-        pusher.submit_ahead(ready_files(path)[:ahead])
+        # What is held already is compared when the server asks for it.
+        pusher.submit_ahead([waiting for waiting in ready_files(path)[:ahead] if not archive.has(waiting.name)])
         result = push.wait()
         pusher.drain()
     return result

@@ -26,7 +26,7 @@ from pathlib import Path
 import pgkeep
 from pgkeep.errors import FormatError, PgkeepError
 from pgkeep.jobs.archive_get import check_request, failure_status, find_held
-from pgkeep.jobs.archive_push import DEFAULT_AHEAD, check_cluster, ready_files
+from pgkeep.jobs.archive_push import check_cluster, ready_files
 from pgkeep.jobs.archive_socket import ServiceConnection, ServiceRuns, listen
 from pgkeep.jobs.wal_plan import WalPlan
 from pgkeep.jobs.wal_prefetch import AHEAD_BYTES, NoUnnamedFiles, WalPrefetch
@@ -37,6 +37,7 @@ from pgkeep.wire.archive_packets import Answer, Operation, Request, Result
 
 DEFAULT_IDLE_SECONDS = 600.0
 PREFETCH_IDLE_SECONDS = 30.0
+AHEAD = 16
 
 _TICK_SECONDS = 1.0
 
@@ -70,7 +71,7 @@ class ArchiveService:
         plan_path: Path | None = None,
         compression_level: int = 1,
         workers: int = 2,
-        ahead: int = DEFAULT_AHEAD,
+        ahead: int = AHEAD,
         prefetch_bytes: int = AHEAD_BYTES,
         watched: Iterable[Path] = (),
         client_uid: int | None = None,
