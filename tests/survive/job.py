@@ -13,7 +13,10 @@ from tests.lab.cluster import Cluster, wait_for
 from tests.lab.server_user import server_user
 from tests.restore.keeper import PGKEEP, TIMEOUT_SECONDS, Keeper, Outcome, environment
 
-KILLED_AT = Path(__file__).with_name("killed_at.py")
+SIGNALLED_AT = Path(__file__).with_name("signalled_at.py")
+
+Point = tuple[str, int, str, str]
+"""A signal's name, and the event before which it comes; see ``signalled_at``."""
 
 
 class Job:
@@ -24,13 +27,11 @@ class Job:
         lines: What it has logged so far, without what stands before each line.
     """
 
-    def __init__(
-        self, keeper: Keeper, verb: str, *arguments: str | Path, killed_at: tuple[int, str, str] | None = None
-    ):
-        """Start ``pgkeep VERB NAME --vault=… ARGUMENTS``; *killed_at* names the event that it shall not survive."""
+    def __init__(self, keeper: Keeper, verb: str, *arguments: str | Path, at: Point | None = None) -> None:
+        """Start ``pgkeep VERB NAME --vault=… ARGUMENTS``; *at* says when it gets which signal."""
         program: list[str | Path] = [PGKEEP]
-        if killed_at is not None:
-            program = [sys.executable, KILLED_AT, *map(str, killed_at)]
+        if at is not None:
+            program = [sys.executable, SIGNALLED_AT, *map(str, at)]
         command = [*program, verb, keeper.name, f"--vault={keeper.vault}", *arguments]
         self.lines: list[str] = []
         self._stdout: list[str] = []
@@ -76,6 +77,16 @@ class Job:
         )
         assert any(line.startswith(start) for line in self.lines), "\n".join(self.lines)
 
+    def wait_until_stopped(self) -> None:
+        """Wait until SIGSTOP has stopped it."""
+        wait_for(lambda: self._state() in "TZ", "pgkeep is stopped", timeout_seconds=TIMEOUT_SECONDS)
+        assert self.is_running, "\n".join(self.lines)
+
+    def go_on(self) -> Outcome:
+        """Let it go on after SIGSTOP, and wait for its end."""
+        self.send(signal.SIGCONT)
+        return self.end()
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
@@ -92,6 +103,9 @@ class Job:
         for reader in self._readers:
             reader.join()
         return Outcome(status, "".join(self._stdout), self.lines)
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     def _read(self, stream: object, lines: list[str]) -> None:
         with stream as text:  # type: ignore[attr-defined]

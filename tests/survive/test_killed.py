@@ -37,7 +37,7 @@ STREAM_POINTS = [
 
 def die(keeper: Keeper, level: str, transport: str, point: tuple[int, str, str]) -> None:
     """Make a backup that ends at *point*."""
-    with Job(keeper, "backup", *keeper.backup_options(level, transport), killed_at=point) as job:
+    with Job(keeper, "backup", *keeper.backup_options(level, transport), at=("KILL", *point)) as job:
         outcome = job.end()
     assert outcome.status == -signal.SIGKILL, f"{point} was not reached\n" + "\n".join(outcome.lines)
 

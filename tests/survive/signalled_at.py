@@ -1,9 +1,9 @@
 """
-Run pgkeep, and kill it with SIGKILL at the n-th event of a kind.
+Run pgkeep, and send it a signal at the n-th event of a kind.
 
 ::
 
-    python killed_at.py 1 os.link manifest backup main --vault=...
+    python signalled_at.py KILL 1 os.link manifest backup main --vault=...
 
 Events are those of ``sys.audit``, raised just before the interpreter does what they say; the pattern is searched in
 their arguments.
@@ -19,16 +19,17 @@ from typing import Any
 
 
 def main() -> None:
-    """Take the count, the event and the pattern off the command line; the rest is pgkeep's."""
-    left, wanted, pattern = int(sys.argv[1]), sys.argv[2], re.compile(sys.argv[3])
-    del sys.argv[1:4]
+    """Take signal, count, event and pattern off the command line; the rest is pgkeep's."""
+    number, left = signal.Signals[f"SIG{sys.argv[1]}"], int(sys.argv[2])
+    wanted, pattern = sys.argv[3], re.compile(sys.argv[4])
+    del sys.argv[1:5]
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
         if event == wanted and pattern.search(" ".join(map(str, arguments))):
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     from pgkeep.cli.app import main as pgkeep
 
