@@ -253,7 +253,9 @@ class _Checks:
                 f"{status.failed_count} failures",
                 hint="the server's log has what archive_command said",
             )
-        return f"{archiving.library or archiving.command}: last {status.last_archived_wal or 'nothing yet'}"
+        # A command may hold a key of somebody's store: only its program is named.
+        by = archiving.library or archiving.command.partition(" ")[0]
+        return f"{by}: last {status.last_archived_wal or 'nothing yet'}"
 
     def _slot(self) -> str:
         name = self._request.wal.slot_name
