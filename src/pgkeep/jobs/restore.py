@@ -248,7 +248,12 @@ def _settings(prepared: PreparedRestore, target: RecoveryTarget, *, socket: Path
     command = request.restore_command(request.wal_plan_path, socket)
     recovery = recovery_settings(target, major=request.major, restore_command=command)
     # Whoever starts the server without us must not wake a subscription that takes the publisher's slot.
-    return recovery | prepared.lasting | {"max_logical_replication_workers": "0"}
+    settings = recovery | prepared.lasting | {"max_logical_replication_workers": "0"}
+    if any(not tablespace.location for tablespace in request.base.tablespaces):
+        # Without it a server that becomes consistent takes a directory in pg_tblspc for a fault (xlogrecovery.c,
+        # CheckTablespaceDirectory), and panics.
+        settings["allow_in_place_tablespaces"] = "on"
+    return settings
 
 
 def size_text(size: int) -> str:

@@ -18,6 +18,7 @@ from pgkeep.modes.contract import BackupRequest, Base, History, Plan, Source
 from pgkeep.modes.physical_base import ServerFacts, base_problem, gather_facts
 from pgkeep.modes.physical_wal import WalOptions
 from pgkeep.pg.lsn import WalPosition
+from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.streams.record import Level, new_backup_id
 
@@ -120,6 +121,8 @@ class PitrMode:
         transport = "wal"
         if level is not Level.INCREMENTAL or options.incremental_content == "files":
             transport = _choose_transport(options.transport, server, facts)
+        if transport == "stream":
+            queries.check_stream_is_complete(server)
         return PitrPlan(
             request=request,
             level=level,
