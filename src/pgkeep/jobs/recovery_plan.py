@@ -182,13 +182,7 @@ def _choose_base(
             )
         return fitting[-1], notes
     if target.kind is TargetKind.XID:
-        fitting = [head for head in candidates if _xid_follows(target.xid, head)]
-        if not fitting:
-            raise RestoreRefused(
-                f"transaction {target.xid} is older than backup {oldest.backup_id}",
-                hint=f"the earliest reachable moment is {oldest.stop_time}",
-            )
-        return fitting[-1], notes
+        return _choose_base_for_transaction(candidates, target.xid)
     if target.kind is TargetKind.NAME:
         place = find_restore_point(target.name) if find_restore_point is not None else None
         if place is None:
@@ -208,11 +202,25 @@ def _choose_base(
     return candidates[-1], notes
 
 
-def _xid_follows(xid: int, head: RecordHead) -> bool:
-    # Transaction ids compare modulo 2**32, as TransactionIdFollowsOrEquals does. A base that began after the
-    # transaction had its id may have begun before its commit; an older base is right in both cases.
-    next_xid = int(head.details.get("next_xid", 0))
-    return bool(next_xid) and (xid - next_xid) % (1 << 32) < XID_HALF
+def _choose_base_for_transaction(candidates: Sequence[RecordHead], xid: int) -> tuple[RecordHead, list[str]]:
+    fitting = [head for head in candidates if _xid_follows(xid, head, "next_xid")]
+    if fitting:
+        return fitting[-1], []
+    oldest = candidates[0]
+    if not _xid_follows(xid, oldest, "oldest_xid"):
+        raise RestoreRefused(
+            f"transaction {xid} is older than backup {oldest.backup_id}",
+            hint=f"the earliest reachable moment is {oldest.stop_time}",
+        )
+    return oldest, [f"transaction {xid} may have ended before backup {oldest.backup_id} did: replay will tell"]
+
+
+def _xid_follows(xid: int, head: RecordHead, bound: str) -> bool:
+    # Transaction ids compare modulo 2**32, as TransactionIdFollowsOrEquals does. From next_xid on, taken after the
+    # backup's stop, a transaction ends later than the backup. One before that may have ended while the backup ran, when
+    # the cluster was not consistent yet: an older base is right in both cases.
+    other = int(head.details.get(bound, 0))
+    return bool(other) and (xid - other) % (1 << 32) < XID_HALF
 
 
 def _check_reach(

@@ -48,9 +48,7 @@ class LocalSource(PitrSource):
         self._files = files = self._open_files(start_lsn)
         yield from files.items()
         self._session.check()
-        control = files.control
-        assert control is not None
-        self._head.details["next_xid"] = control.next_xid
+        self._note_oldest_transaction()
         stop = self._session.stop(
             wait_for_archive=plan.options.wal.wait_for_archive, timeout_seconds=plan.options.wal.timeout_seconds
         )

@@ -121,6 +121,15 @@ class PitrSource:
             backup_label=stop.backup_label,
             tablespace_map=stop.tablespace_map,
         )
+        self._note_next_transaction()
+
+    def _note_oldest_transaction(self) -> None:
+        """Take note, before the backup's stop: a transaction older than this has certainly ended before that."""
+        self._head.details["oldest_xid"], _ = queries.running_transactions(self._server)
+
+    def _note_next_transaction(self) -> None:
+        """Take note, after the backup's stop: from this transaction on all certainly end later than that."""
+        _, self._head.details["next_xid"] = queries.running_transactions(self._server)
 
     def _note_damage(self, damaged: list[DamagedPages]) -> None:
         """Warn of truly bad pages, and take them into the head."""

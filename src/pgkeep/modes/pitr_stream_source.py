@@ -60,6 +60,7 @@ class StreamSource(PitrSource):
             verify_checksums=plan.options.verify_checksum,
             estimate_size=False,
         )
+        self._note_oldest_transaction()
         backup = BaseBackup(self._replication, options)
         start = backup.start()
         request.say(f"backup start label='{plan.label}' LSN={start.start_lsn}")
@@ -131,7 +132,7 @@ class StreamSource(PitrSource):
         try:
             label_text = self._kept[names.BACKUP_LABEL].decode("utf-8", "surrogateescape")
             label = parse_backup_label(label_text)
-            control = parse_control_file(self._kept[names.CONTROL_FILE])
+            parse_control_file(self._kept[names.CONTROL_FILE])
         except (KeyError, FormatError) as error:
             raise ServerError(f"the server sent a base backup that cannot be used: {error}") from error
         self._head = msgspec.structs.replace(
@@ -144,7 +145,7 @@ class StreamSource(PitrSource):
             backup_label=label_text,
             tablespace_map=self._kept.get(names.TABLESPACE_MAP, b"").decode("utf-8", "surrogateescape"),
         )
-        self._head.details["next_xid"] = control.next_xid
+        self._note_next_transaction()
         self._note_damage(
             [DamagedPages(path=self._virtual_path(f.path), blocks=list(f.blocks), count=f.count) for f in end.damaged]
         )

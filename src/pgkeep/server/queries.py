@@ -302,6 +302,14 @@ def last_checkpoint(server: Server) -> ServerCheckpoint:
     return ServerCheckpoint(Lsn.parse(lsn), Lsn.parse(redo_lsn), Timeline(timeline), time)
 
 
+def running_transactions(server: Server) -> tuple[int, int]:
+    """Return the oldest transaction id that may still run, and the first one not yet given out; both of 32 bits."""
+    oldest, following = server.row(
+        "SELECT txid_snapshot_xmin(s), txid_snapshot_xmax(s) FROM (SELECT txid_current_snapshot() AS s) t"
+    )
+    return oldest % (1 << 32), following % (1 << 32)
+
+
 def switch_wal(server: Server) -> Lsn:
     """Begin a new WAL segment, so that the current one is complete; return where the old one was left."""
     return _lsn(server, "SELECT pg_switch_wal()::text")
