@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pgkeep.errors import RestoreRefused
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.pg.timeline import TimelineHistory
-from pgkeep.streams.record import RecordHead
+from pgkeep.streams.record import RecordHead, Tablespace
 
 XID_HALF = 1 << 31
 
@@ -33,8 +33,12 @@ class WalHoldings(Protocol):
         """Return the history of every timeline known, timeline 1 included when it has WAL."""
         ...
 
-    def last_archived(self, timeline: Timeline) -> dt.datetime | None:
-        """Return when the newest segment of *timeline* was archived; None when there is none."""
+    def end_of(self, timeline: Timeline) -> Lsn | None:
+        """Return the end of the newest segment of *timeline*, holes or not; None when there is none."""
+        ...
+
+    def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
+        """Return when the segment of *timeline* that ends at *end* was archived; None when it is not there."""
         ...
 
 
@@ -51,7 +55,9 @@ class RecoveryPlan:
         wal_start: First LSN that replay needs.
         archived_end: End of the WAL that the archive holds along the history; *wal_start* when it holds none.
         wal_end: End of all WAL that is held; replay cannot go further.
-        reach: The newest server time that is known to be before *wal_end*; None when nothing tells.
+        reach: No commit before *wal_end* is later than this.
+        has_hole: Whether more WAL is held, behind a hole that begins at *wal_end*.
+        later_tablespaces: Those that later backups know and the base does not: the replay may make them.
         notes: What the reader should know, one line each.
     """
 
@@ -62,7 +68,9 @@ class RecoveryPlan:
     wal_start: Lsn
     archived_end: Lsn
     wal_end: Lsn
-    reach: dt.datetime | None
+    reach: dt.datetime
+    has_hole: bool = False
+    later_tablespaces: Sequence[Tablespace] = ()
     notes: list[str] = field(default_factory=list)
 
 
@@ -125,7 +133,9 @@ def plan_recovery(
             raise RestoreRefused(f"backup {backup_id} {why}", hint="pgkeep info lists the backups and their timelines")
     if not on_history:
         raise RestoreRefused(f"no base backup lies on timeline {history.timeline}")
-    return _check_reach(_choose_base(on_history, target, find_restore_point), target, history, wal, now)
+    choice = _choose_base(on_history, target, find_restore_point)
+    plan = _check_reach(choice, target, history, wal, now)
+    return replace(plan, later_tablespaces=_later_tablespaces(heads, plan))
 
 
 def _choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: WalHoldings) -> TimelineHistory:
@@ -235,13 +245,12 @@ def _check_reach(
     start, stop = Lsn.parse(base.start_lsn), Lsn.parse(base.stop_lsn)
     archived = held_along(history, Timeline(base.timeline), start, size, wal)
     end = max(archived, stop)
-    moments = [
-        moment for timeline in (history.timeline, Timeline(base.timeline)) if (moment := wal.last_archived(timeline))
-    ]
+    has_hole = _furthest_end(history, Timeline(base.timeline), size, wal) > end
+    moments = [moment for timeline in history.timelines if (moment := wal.archived_at(timeline, archived))]
     reach = max([*moments, _stop_time(base)])
     if target.kind is TargetKind.LSN and target.lsn > end:
         raise RestoreRefused(
-            f"target LSN {target.lsn} is beyond the WAL held, which ends at {end}",
+            f"target LSN {target.lsn} is beyond the WAL held{_without_hole(has_hole)}, which ends at {end}",
             hint=f"the latest reachable LSN is {end}",
         )
     if target.kind is TargetKind.TIME and target.time > now:
@@ -251,11 +260,67 @@ def _check_reach(
         )
     if target.kind is TargetKind.TIME and target.time > reach:
         raise RestoreRefused(
-            f"target time {target.time.isoformat(sep=' ')} is beyond the WAL held, "
+            f"target time {target.time.isoformat(sep=' ')} is beyond the WAL held{_without_hole(has_hole)}, "
             f"whose newest segment was archived at {reach.isoformat(sep=' ', timespec='seconds')}",
             hint="leave the target out to recover to the end of the WAL held",
         )
+    if has_hole:
+        notes.append(f"WAL is missing from {end} on: what is held of later times cannot be replayed from this backup")
     if base.damaged:
         pages = sum(entry.count for entry in base.damaged)
         notes.append(f"backup {base.backup_id} holds {pages} damaged pages in {len(base.damaged)} files")
-    return RecoveryPlan(base, history.timeline, history, target, start, archived, end, reach, notes)
+    return RecoveryPlan(
+        base=base,
+        timeline=history.timeline,
+        history=history,
+        target=target,
+        wal_start=start,
+        archived_end=archived,
+        wal_end=end,
+        reach=reach,
+        has_hole=has_hole,
+        notes=notes,
+    )
+
+
+def _furthest_end(history: TimelineHistory, start_timeline: Timeline, size: int, wal: WalHoldings) -> Lsn:
+    """Return the end of the newest segment along *history*, whatever holes lie before it."""
+    furthest = Lsn(0)
+    for timeline in history.timelines:
+        end = wal.end_of(timeline) if timeline >= start_timeline else None
+        fork = history.fork_of(timeline)
+        if end is not None:
+            # What was written past the fork belongs to another history.
+            furthest = max(furthest, end if fork is None else min(end, Lsn(fork - fork % size)))
+    return furthest
+
+
+def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[Tablespace]:
+    """Return the tablespaces with a place of their own that were made after the base, and perhaps before the target."""
+    base, target = plan.base, plan.target
+    known = {tablespace.oid for tablespace in base.tablespaces} | set(base.details.get("left_out", ()))
+    found: list[Tablespace] = []
+    if target.kind is TargetKind.IMMEDIATE:
+        return found
+    before = base
+    for head in heads:
+        if head.backup_id <= base.backup_id or not plan.history.contains(Timeline(head.timeline), _end(head)):
+            continue
+        # They were made after the last backup that does not know them.
+        is_out_of_reach = (target.kind is TargetKind.TIME and target.time <= _stop_time(before)) or (
+            target.kind is TargetKind.LSN and target.lsn <= _end(before)
+        )
+        if is_out_of_reach:
+            break
+        found += [tablespace for tablespace in head.tablespaces if tablespace.oid not in known and tablespace.location]
+        known |= {tablespace.oid for tablespace in head.tablespaces}
+        before = head
+    return found
+
+
+def _end(head: RecordHead) -> Lsn:
+    return Lsn.parse(head.wal.stop if head.wal is not None else head.stop_lsn)
+
+
+def _without_hole(has_hole: bool) -> str:  # noqa: FBT001 - the answer to a question asked beside the name
+    return " without a hole" if has_hole else ""

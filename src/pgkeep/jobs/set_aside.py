@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +26,22 @@ class Aside:
         sync_directory(self.path.parent)
 
 
-def set_aside(target: Target, *, now: dt.datetime) -> list[Aside]:
+def set_aside(target: Target, *, now: dt.datetime, also: Iterable[Path] = ()) -> list[Aside]:
     """
     Return what must be renamed before *target* can be laid down: the data directory and the tablespaces' own.
+
+    Args:
+        target: Where the restore goes.
+        now: Becomes part of the new names.
+        also: More tablespaces, which the replay will make anew.
 
     Raises:
         RestoreRefused: A data directory is a mount point or a link, which a rename cannot move.
     """
     suffix = f".old.{now.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}"
     found = []
-    directories = [target.data_directory, *(path / target.version_directory for path in target.outside.values())]
+    tablespaces = [*target.outside.values(), *also]
+    directories = [target.data_directory, *(path / target.version_directory for path in tablespaces)]
     for directory in directories:
         if not os.path.lexists(directory) or (directory.is_dir() and not any(directory.iterdir())):
             continue

@@ -43,6 +43,18 @@ class WalView:
         identity = self._archive.identify(last.name)
         return dt.datetime.fromtimestamp(identity.mtime_ns / 1e9, dt.UTC) if identity is not None else None
 
+    def end_of(self, timeline: Timeline) -> Lsn | None:
+        """Return the end of the newest segment of *timeline*, holes or not; None when there is none."""
+        return max((held.end_lsn for held in ranges(self._archive, timeline)), default=None)
+
+    def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
+        """Return when the segment of *timeline* that ends at *end* was archived; None when it is not there."""
+        if not end:
+            return None
+        segment = WalSegment.ending_at(end, timeline=timeline, size=self._archive.segment_size)
+        identity = self._archive.identify(segment.name) if segment.end_lsn == end else None
+        return dt.datetime.fromtimestamp(identity.mtime_ns / 1e9, dt.UTC) if identity is not None else None
+
     def restore_point(self, name: str) -> Lsn | None:
         """Return where the newest restore point called *name* is; None when the archived WAL does not show it."""
         for timeline in reversed(timelines(self._archive)):
