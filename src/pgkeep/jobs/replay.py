@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ class ReplayEnd:
         timeline: The server's timeline now.
         last_commit: Time of the last commit or abort that was replayed; None when there was none.
         is_promoted: Whether the server left recovery; otherwise it is paused or shut down.
+        is_target_met: False when the WAL ended before the target time.
     """
 
     lsn: Lsn
     timeline: Timeline
     last_commit: dt.datetime | None
     is_promoted: bool
+    is_target_met: bool = True
 
 
 def open_private(access: PrivateAccess, *, superuser: str, dbname: str = "postgres") -> Server:
@@ -95,8 +98,9 @@ def watch_replay(
                 raise
             if not recovering:
                 instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
-                end = _check_end(server, target, major=major)
-                return ReplayEnd(end, queries.identify(server).timeline, commit, is_promoted=True)
+                end, is_met = _check_end(server, target, major=major)
+                timeline = queries.identify(server).timeline
+                return ReplayEnd(end, timeline, commit, is_promoted=True, is_target_met=is_met)
             if pauses and paused and lsn:
                 return ReplayEnd(Lsn.parse(lsn), queries.identify(server).timeline, commit, is_promoted=False)
             if lsn:
@@ -119,7 +123,14 @@ def _connected(instance: Instance, access: PrivateAccess, superuser: str, deadli
 
 
 def _wait_for_shutdown(instance: Instance, deadline: float) -> ReplayEnd:
-    instance.wait_for({ServerStatus.STOPPED}, timeout_seconds=_left(deadline))
+    # PostgreSQL 12 promotes at the end of WAL whatever it was told to do at a target that did not come.
+    if instance.wait_for({ServerStatus.STOPPED, ServerStatus.READY}, timeout_seconds=_left(deadline)) is not (
+        ServerStatus.STOPPED
+    ):
+        raise RecoveryFailed(
+            f"the server in {instance.data_directory} was promoted at the end of the WAL, which came before the target",
+            hint="the WAL held does not reach the target",
+        )
     control = read_control_file(instance.data_directory)
     if control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
         words = instance.log_tail(1)
@@ -131,25 +142,35 @@ def _wait_for_shutdown(instance: Instance, deadline: float) -> ReplayEnd:
     return ReplayEnd(control.min_recovery_lsn or control.checkpoint_lsn, control.timeline, None, is_promoted=False)
 
 
-def _check_end(server: Server, target: RecoveryTarget, *, major: int) -> Lsn:
-    """Return where replay left the old timeline; raise RecoveryFailed for a promotion short of the target."""
+# What the history file says of a target that was not met: zero, the empty name, the epoch in any zone.
+_NOT_MET = {
+    TargetKind.LSN: re.compile(r"LSN 0/0+$"),
+    TargetKind.XID: re.compile("transaction 0$"),
+    TargetKind.NAME: re.compile('""$'),
+    TargetKind.TIME: re.compile("(2000-01-01|1999-12-31) "),
+}
+
+
+def _check_end(server: Server, target: RecoveryTarget, *, major: int) -> tuple[Lsn, bool]:
+    """
+    Return where replay left the old timeline, and whether the target was met.
+
+    Only a time may not be met: there may be no commit after it. Any other promotion short of the target is an error,
+    RecoveryFailed.
+    """
     with server.replication() as replication:
         identity = replication.identify()
         history = replication.timeline_history(identity.timeline).content.decode("utf-8", "surrogateescape")
     last = [line.split("\t") for line in history.splitlines() if line.strip()][-1]
     end, reason = Lsn.parse(last[1]), last[-1]
     if Capabilities(major * 10000).fails_when_target_is_not_reached:
-        return end
+        return end, True
     # PostgreSQL 12 promotes at the end of WAL whatever the target; what it stopped at is in the history file, in
-    # English always, and a target that was not met leaves a zero or an empty name there (exitArchiveRecovery).
-    reached = {
-        TargetKind.LSN: target.kind is not TargetKind.LSN or end >= target.lsn or not target.inclusive,
-        TargetKind.XID: target.kind is not TargetKind.XID or f"transaction {target.xid % (1 << 32)}" in reason,
-        TargetKind.NAME: target.kind is not TargetKind.NAME or f'"{target.name}"' in reason,
-    }.get(target.kind, True)
-    if not reached:
+    # English always (StartupXLOG).
+    is_met = target.kind not in _NOT_MET or _NOT_MET[target.kind].search(reason.strip()) is None
+    if not is_met and target.kind is not TargetKind.TIME:
         raise RecoveryFailed(f"replay ended at {end}, before {target}", hint="the WAL held does not reach the target")
-    return end
+    return end, is_met
 
 
 class _Progress:

@@ -158,6 +158,8 @@ class PreparedRestore:
         yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
         yield f"programs: {request.toolbox}"
         yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"
+        for tablespace in recovery.later_tablespaces:
+            yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}, which must exist"
         for note in recovery.notes:
             yield f"note: {note}"
 
@@ -188,7 +190,8 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         tablespaces=_tablespace_places(request),
         owner=owner,
     )
-    aside = set_aside(target, now=now) if request.overwrite_existing else ()
+    later = _check_later_tablespaces(request, target)
+    aside = set_aside(target, now=now, also=later) if request.overwrite_existing else ()
     target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
     lasting: dict[str, str] = {}
     if request.is_copy:
@@ -295,6 +298,28 @@ def _tablespace_places(request: RestoreRequest) -> dict[int, Path | None]:
                 f"tablespace {oid} would go to its original place {place}, but the data directory does not",
                 hint=f"name a place: --tablespace-map {oid}:/directory",
             )
+    return places
+
+
+def _check_later_tablespaces(request: RestoreRequest, target: Target) -> list[Path]:
+    """
+    Return where the replay will make tablespaces that the base does not have; their places cannot be mapped.
+
+    Raises:
+        RestoreRefused: The original's own files are there: the copy would write into them.
+    """
+    places = []
+    for tablespace in request.recovery.later_tablespaces:
+        place = Path(tablespace.location)
+        in_the_way = place if request.is_copy else place / target.version_directory
+        if os.path.lexists(in_the_way) and (request.is_copy or not request.overwrite_existing):
+            raise RestoreRefused(
+                f'the replay would make tablespace {tablespace.oid} "{tablespace.name}" in {place}, which exists on '
+                "this host and is not part of this restore",
+                hint="restore from a newer Full or Differential, or to a moment before the tablespace was made, "
+                "or on another host",
+            )
+        places.append(place)
     return places
 
 
@@ -466,11 +491,20 @@ class _FencedServer:
         if target.kind is not TargetKind.TIME:
             return self._attempt(target)
         try:
-            return self._attempt(target)
+            end = self._attempt(target)
         except RecoveryFailed as failure:
+            if self._request.recovery.has_hole:
+                raise
             # A time after the last commit, but within the WAL held, means the end of that WAL. The server calls it a
             # target that was not reached; so replay on without one, and see that nothing later than the target came.
             first_failure = failure
+        else:
+            if end.is_target_met:
+                return end
+            if self._request.recovery.has_hole:
+                raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
+            self._say_end_of_wal(end)
+            return end
         self._instance.stop()
         latest = replace(target, kind=TargetKind.LATEST, value=None)
         settings = _settings(self._prepared, latest, socket=self.archive_socket)
@@ -481,9 +515,15 @@ class _FencedServer:
             raise first_failure from None
         if end.last_commit is not None and end.last_commit > target.time:
             raise first_failure
-        last = end.last_commit.isoformat(sep=" ") if end.last_commit is not None else "before the backup"
-        self._request.say(f"the target time is after the last commit ({last}): recovered to the end of the WAL")
+        self._say_end_of_wal(end)
         return end
+
+    def _say_end_of_wal(self, end: ReplayEnd) -> None:
+        last = f" ({end.last_commit.isoformat(sep=' ')})" if end.last_commit is not None else ""
+        self._request.say(f"the target time is after the last commit{last}: recovered to the end of the WAL")
+        action = self._request.target.action
+        if action is not TargetAction.PROMOTE:
+            self._request.warn(f"the server was promoted instead of {action.value}: there is no target to stop at")
 
     def _lift_fence(self) -> None:
         """Stop the server, take the recovery settings out, and start it as its own configuration says."""
