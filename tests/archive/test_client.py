@@ -307,6 +307,12 @@ class TestService:
         wait_until(lambda: not client.service_pids(), "the end of the idle service")
         assert not list(client.runtime.glob("*.socket"))
 
+    def test_service_ends_with_its_vault(self, client: Client) -> None:
+        """A service whose vault was removed does not stay behind."""
+        client.warm()
+        client.archive.root.parent.rename(client.archive.root.parent.with_name("away"))
+        wait_until(lambda: not client.service_pids(), "the end of the service without a vault")
+
     def test_only_one_service_runs(self, client: Client) -> None:
         """Many first calls at once leave one service."""
         clients = [client.begin("archive-get", "00000009.history", f"pg_wal/t{n}") for n in range(6)]

@@ -40,6 +40,7 @@ PREFETCH_IDLE_SECONDS = 30.0
 AHEAD = 16
 
 _TICK_SECONDS = 1.0
+_LOOK_SECONDS = 10.0
 
 
 class ArchiveService:
@@ -101,6 +102,7 @@ class ArchiveService:
 
     def serve(self, *, idle_timeout_seconds: float | None = None) -> None:
         """Answer until ``stop`` is called, the program changes, or nobody has asked for *idle_timeout_seconds*."""
+        next_look = 0.0
         while not self._stopping:
             readable, _, _ = select.select([self._listener, self._wake_reader], [], [], _TICK_SECONDS)
             if self._listener in readable:
@@ -116,6 +118,10 @@ class ArchiveService:
                 self._prefetch.drop()
             if idle_timeout_seconds is not None and idle > idle_timeout_seconds:
                 break
+            if idle and time.monotonic() > next_look:
+                next_look = time.monotonic() + _LOOK_SECONDS
+                if self._is_outdated():
+                    break
 
     def stop(self) -> None:
         """Make ``serve`` return; called from any thread."""
