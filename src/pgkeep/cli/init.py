@@ -6,8 +6,9 @@ import os
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, say
-from pgkeep.cli.program import archive_words
+from pgkeep.cli.program import archive_words, server_command
 from pgkeep.errors import VaultError
+from pgkeep.pg.recovery import render_setting
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.vault.layout import VAULT_FILE
@@ -45,7 +46,8 @@ def run(call: Call, *, new_system: bool, as_json: bool) -> None:
     say(f'the vault at {path} now holds cluster "{call.cluster_name}"')
     say("to archive WAL as it is written, set in postgresql.conf:")
     say("    archive_mode = on")
-    say(f"    archive_command = '{archive_words()[0]} archive-push --vault={path} --cluster={call.cluster_name} %p'")
+    words = [*archive_words(), "archive-push", f"--vault={path.absolute()}", f"--cluster={call.cluster_name}"]
+    say(f"    {render_setting('archive_command', server_command(words, '%p')).rstrip()}")
     say(f"then run: pgkeep check {call.cluster_name}")
     _report(call, cluster_identity, moved, as_json=as_json)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -20,6 +22,13 @@ def archive_words() -> list[str]:
     words = pgkeep_words()
     client = Path(words[0]).with_name("pgkeep-wal")
     return [str(client)] if client.is_file() else words
+
+
+def server_command(words: Iterable[str], placeholders: str) -> str:
+    """Return *words* as the server takes an archive_command or restore_command, its *placeholders* behind them."""
+    # Through a shell, and before that a percent sign in a path would be taken for one of the server's own.
+    quoted = " ".join(shlex.quote(word).replace("%", "%%") for word in words)
+    return f"{quoted} {placeholders}"
 
 
 def has_client() -> bool:

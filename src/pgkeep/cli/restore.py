@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
-from pgkeep.cli.program import archive_words, has_client
+from pgkeep.cli.program import archive_words, has_client, server_command
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, parse_target
@@ -180,9 +179,7 @@ def _restore_command(call: Call) -> Callable[[Path, Path | None], str]:
         own = [f"--plan={plan_path}"]
         if socket is not None and has_client():
             own.append(f"--socket={socket}")
-        # A percent sign in a path would be taken for one of the server's own.
-        quoted = " ".join(shlex.quote(word).replace("%", "%%") for word in (*words, *own))
-        return f'{quoted} "%f" "%p"'
+        return server_command([*words, *own], '"%f" "%p"')
 
     return command
 
