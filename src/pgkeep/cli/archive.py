@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ class _Call:
     settings: Resolved
     client_socket: str
     plan_path: Path | None
+    config_path: Path
     operands: list[str]
 
     def archive(self) -> WalArchive:
@@ -95,21 +95,22 @@ def _parse(verb: str, arguments: list[str]) -> _Call:
         raise UsageError(
             f"{verb} takes --cluster and {expected} operands, found {len(operands)}", hint=USAGE[verb].splitlines()[0]
         )
-    config = values.get("config") or os.environ.get("PGKEEP_CONFIG")
-    settings = resolve(
-        from_flags(values), verb=verb, config=read_config(str(config) if config else None), cluster=own["--cluster"]
-    )
+    path = values.get("config") or os.environ.get("PGKEEP_CONFIG")
+    config = read_config(str(path) if path else None)
+    settings = resolve(from_flags(values), verb=verb, config=config, cluster=own["--cluster"])
     plan_path = Path(own["--plan"]) if own["--plan"] else None
-    return _Call(own["--cluster"], settings, own["--for-client"], plan_path, operands)
+    return _Call(own["--cluster"], settings, own["--for-client"], plan_path, Path(config.path), operands)
 
 
 def _push(call: _Call) -> int:
-    from pgkeep.jobs.archive_push import archive_push
+    from pgkeep.jobs.archive_push import DEFAULT_AHEAD, archive_push
 
     archive = call.archive()
     level = call.settings.number("zstd_level")
-    archive_push(archive, Path(call.operands[0]), compression_level=level, workers=_workers(call))
+    # The service comes up meanwhile, and pushes ahead from then on; so this call answers as soon as it can.
     _start_service(call, archive)
+    ahead = 1 if call.client_socket else DEFAULT_AHEAD
+    archive_push(archive, Path(call.operands[0]), compression_level=level, workers=_workers(call), ahead=ahead)
     return 0
 
 
@@ -119,8 +120,8 @@ def _get(call: _Call) -> int:
 
     archive = call.archive()
     plan = WalPlan.read(call.plan_path) if call.plan_path is not None else None
-    delivered = archive_get(archive, call.operands[0], Path(call.operands[1]), plan=plan)
     _start_service(call, archive)
+    delivered = archive_get(archive, call.operands[0], Path(call.operands[1]), plan=plan)
     if delivered:
         return DELIVERED
     return ABSENT_FOR_CLIENT if call.client_socket else ABSENT
@@ -135,23 +136,16 @@ def _start_service(call: _Call, archive: WalArchive) -> None:
     if not call.client_socket:
         return
     from pgkeep.jobs.archive_service import service_command
+    from pgkeep.jobs.archive_socket import start_service
 
-    config = call.settings.text("config")
+    socket_path = Path(call.client_socket)
     command = service_command(
         archive,
-        Path(call.client_socket),
+        socket_path,
         plan_path=call.plan_path,
         compression_level=call.settings.number("zstd_level"),
         workers=_workers(call),
-        watched=[Path(config)] if config and Path(config).exists() else [],
+        watched=[call.config_path],
     )
     with contextlib.suppress(OSError):
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-            close_fds=True,
-        )
+        start_service(socket_path, command)
