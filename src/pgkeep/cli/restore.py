@@ -30,7 +30,7 @@ def run(call: Call, *, as_json: bool) -> None:
             "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
         )
     with call.cluster() as cluster, cluster.lock(shared=True, verb="restore"):
-        heads = cluster.backups()
+        heads = _readable(call, cluster)
         mode = _restore_mode(call, heads)
         if mode == "dump":
             from pgkeep.cli.restore_dump import restore_dumps
@@ -115,6 +115,19 @@ class _Metered:
         for item in self._items():
             self._meter.add(item.header.size)
             yield item
+
+
+def _readable(call: Call, cluster: ClusterVault) -> list[RecordHead]:
+    """Return the heads of all backups but those that cannot be read: one that is damaged must not cost the others."""
+    heads = []
+    for found in cluster.scan_backups():
+        if isinstance(found, RecordHead):
+            heads.append(found)
+        elif found.backup_id == call.settings.text("backup_id"):
+            raise found.error
+        else:
+            warn(f"left out: {found.error}")
+    return heads
 
 
 def _restore_mode(call: Call, heads: list[RecordHead]) -> str:

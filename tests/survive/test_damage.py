@@ -1,0 +1,146 @@
+"""Bits that flip: on the server's disk, and in the vault."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from pgkeep.pg.page import page_checksums
+from tests.lab.cluster import Cluster
+from tests.lab.ledger import Ledger
+from tests.restore.conftest import MakeKeeper
+from tests.restore.keeper import Keeper
+from tests.survive.job import Job, backup_ids
+
+PAGE = 8192
+
+
+def make_table(cluster: Cluster, name: str) -> Path:
+    """Make a table of some pages that the server will not write again; return its file."""
+    cluster.sql(f"CREATE TABLE {name} AS SELECT n, repeat(md5(n::text), 20) AS text FROM generate_series(1, 400) AS n")
+    cluster.sql(f"VACUUM (FREEZE) {name}")
+    cluster.sql("CHECKPOINT")
+    return cluster.data_directory / str(cluster.value(f"SELECT pg_relation_filepath('{name}')"))
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip one bit at *offset*, counted from the end when it is negative."""
+    with path.open("r+b") as file:
+        file.seek(offset, os.SEEK_END if offset < 0 else os.SEEK_SET)
+        place = file.tell()
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 0x10]))
+
+
+@pytest.mark.parametrize(("server", "transport"), [(18, "local"), (18, "stream"), (15, "local"), (15, "stream")])
+def test_a_page_that_is_bad_on_the_server(make_keeper: MakeKeeper, server: int, transport: str) -> None:
+    """The job succeeds with a warning; record, info, verify and expire know, and keep what is clean."""
+    keeper = make_keeper(major=server)
+    cluster = keeper.cluster
+    table = make_table(cluster, "precious")
+    clean = keeper.backup("full", transport).report["backup_id"]
+    mark = Ledger(cluster).mark("clean")
+    flip(table, 3 * PAGE + 5000)
+    outcome = keeper.backup("full", transport)
+    damaged = outcome.report["backup_id"]
+    inside = table.relative_to(cluster.data_directory)
+    warning = f"damaged page: @postgresql/pitr/pgdata/{inside} block 3"
+    assert outcome.warnings == [
+        warning,
+        "the backup holds damaged pages: see above; expire keeps the last backup without any",
+    ]
+    assert outcome.report["damaged_pages"] == 1
+    assert outcome.report["warnings"] == [warning]
+    info = keeper.info()
+    assert info["status"] == "damaged"
+    assert [backup["damaged"] for backup in info["backups"]] == [
+        [],
+        [{"path": f"@postgresql/pitr/pgdata/{inside}", "count": 1, "blocks": [3]}],
+    ]
+    assert keeper.must("expire", "--keep=1", "--json").report["removed"] == []
+    assert backup_ids(keeper) == [clean, damaged]
+    report = keeper.must("verify", "--json").report
+    assert (report["is_clean"], report["pages_known"]) == (True, 1)
+    # A Differential must not refer to the bad page for ever, and a mended page makes a clean backup again.
+    flip(table, 3 * PAGE + 5000)
+    mended = keeper.backup("differential", transport)
+    assert mended.report["damaged_pages"] == 0
+    keeper.backup("full", transport)
+    keeper.restore("--target-name=clean").assert_is_at(mark)
+    assert clean in [entry["backup_id"] for entry in keeper.must("expire", "--keep=1", "--json").report["removed"]]
+
+
+def test_a_page_written_during_the_backup_is_counted_only(keeper: Keeper) -> None:
+    """A page that fails but whose LSN lies in the backup's time is replayed, and no reason to warn."""
+    cluster = keeper.cluster
+    table = make_table(cluster, "torn")
+    mark = Ledger(cluster).mark("before")
+    with Job(keeper, "backup", *keeper.backup_options("full", "local"), at=("STOP", 1, "open", "/base/")) as job:
+        job.wait_until_stopped()
+        # What a reader sees of a page half-way through its write: its head is new, the rest is not.
+        cluster.sql("SELECT pg_create_restore_point('moves on')")
+        lsn = int(cluster.value("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))
+        original = table.read_bytes()
+        with table.open("r+b") as file:
+            file.seek(2 * PAGE)
+            file.write(struct.pack("<II", lsn >> 32, lsn & 0xFFFFFFFF))
+        outcome = job.go_on()
+        table.write_bytes(original)
+    assert outcome.status == 0, outcome.lines
+    assert outcome.warnings == []
+    assert outcome.report["damaged_pages"] == 0
+    [held] = keeper.info()["backups"]
+    assert (held["pages_after_start"], held["damaged"]) == (1, [])
+    report = keeper.must("verify", "--json").report
+    assert (report["is_clean"], report["pages_after_start"], report["pages_known"]) == (True, 1, 0)
+    assert set(page_checksums(original, 0)) != {0}
+    assert mark.name == "before"
+
+
+@pytest.mark.parametrize("victim", ["volume", "volume's end", "record", "recipe", "wal"])
+def test_a_flipped_bit_in_the_vault(make_keeper: MakeKeeper, victim: str) -> None:
+    """Verify finds it and ends with 12; restore never passes it off as whole; the backup before it still serves."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    ledger.transfer(30)
+    first = keeper.backup("full", "local").report["backup_id"]
+    before = ledger.mark("before")
+    keeper.wait_until_archived()
+    ledger.transfer(30)
+    after = ledger.mark("after")
+    second = keeper.backup("full", "local").report["backup_id"]
+    ledger.transfer(30)
+    last = ledger.mark("last")
+    keeper.wait_until_archived()
+    directory = keeper.vault / "main/backups" / second
+    segments = sorted((keeper.vault / "main/wal").rglob("*.zst"))
+    path, offset = {
+        "volume": (directory / "volume-00.tar.zst", (directory / "volume-00.tar.zst").stat().st_size // 2),
+        "volume's end": (directory / "volume-01.tar.zst", -9),
+        "record": (directory / "manifest.json.zst", 300),
+        "recipe": (directory / "RESTORE.md", 100),
+        "wal": (segments[-1], segments[-1].stat().st_size // 2),
+    }[victim]
+    flip(path, offset)
+    outcome = keeper.run("verify", "--json")
+    assert outcome.status == 12, outcome.lines
+    assert outcome.report["findings"]
+    assert any(path.name in finding["file"] for finding in outcome.report["findings"]), outcome.report
+    if victim == "recipe":
+        keeper.restore(f"--target-lsn={last.lsn}").assert_is_at(last)
+    else:
+        # A record that cannot be read is not chosen by itself.
+        own = [f"--backup-id={second}"] if victim == "record" else []
+        refused = keeper.restore(f"--target-lsn={last.lsn}", *own, status=9 if victim == "wal" else 7)
+        assert refused.postmaster() == []
+        if victim != "wal":
+            assert not (refused.data_directory / "global/pg_control").exists()
+    if victim == "record":
+        assert second in [entry["backup_id"] for entry in keeper.info()["unreadable"]]
+    # Older moments need neither.
+    older = before if victim == "wal" else after
+    keeper.restore(f"--target-lsn={older.lsn}", f"--backup-id={first}").assert_is_at(older)
