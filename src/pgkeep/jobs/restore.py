@@ -544,9 +544,8 @@ def _disable_subscriptions(access: PrivateAccess, superuser: str) -> str:
     for name in _database_names(access, superuser):
         with open_private(access, superuser=superuser, dbname=name) as server:
             rows = server.rows(
-                "SELECT format('ALTER SUBSCRIPTION %%I DISABLE', subname) FROM pg_subscription "
-                "WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
-                (),
+                "SELECT 'ALTER SUBSCRIPTION ' || quote_ident(subname) || ' DISABLE' FROM pg_subscription "
+                "WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
             )
             for (statement,) in rows:
                 fetch(server.sql, statement, where=server.where)
