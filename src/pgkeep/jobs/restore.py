@@ -487,24 +487,28 @@ class _FencedServer:
         )
 
     def _replay(self) -> ReplayEnd:
-        target = self._request.target
-        if target.kind is not TargetKind.TIME:
+        target, recovery = self._request.target, self._request.recovery
+        if target.kind not in (TargetKind.TIME, TargetKind.IMMEDIATE):
             return self._attempt(target)
         try:
             end = self._attempt(target)
         except RecoveryFailed as failure:
-            if self._request.recovery.has_hole:
+            if recovery.has_hole:
                 raise
-            # A time after the last commit, but within the WAL held, means the end of that WAL. The server calls it a
-            # target that was not reached; so replay on without one, and see that nothing later than the target came.
-            first_failure = failure
-        else:
-            if end.is_target_met:
-                return end
-            if self._request.recovery.has_hole:
+            end = self._replay_without(target, failure)
+        if not end.is_target_met:
+            if recovery.has_hole:
                 raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
             self._say_end_of_wal(end)
-            return end
+        return end
+
+    def _replay_without(self, target: RecoveryTarget, failure: RecoveryFailed) -> ReplayEnd:
+        """
+        Replay to the end of the WAL, and raise *failure* when something later than *target* came.
+
+        A time after the last commit, but within the WAL held, means the end of that WAL. A standby's backup is
+        consistent where its WAL ends. The server calls both a target that was not reached, and stops.
+        """
         self._instance.stop()
         latest = replace(target, kind=TargetKind.LATEST, value=None)
         settings = _settings(self._prepared, latest, socket=self.archive_socket)
@@ -512,15 +516,19 @@ class _FencedServer:
         try:
             end = self._attempt(latest)
         except RecoveryFailed:
-            raise first_failure from None
-        if end.last_commit is not None and end.last_commit > target.time:
-            raise first_failure
-        self._say_end_of_wal(end)
-        return end
+            raise failure from None
+        if target.kind is TargetKind.IMMEDIATE:
+            is_later = end.lsn > Lsn.parse(self._request.base.stop_lsn)
+        else:
+            is_later = end.last_commit is not None and end.last_commit > target.time
+        if is_later:
+            raise failure
+        return replace(end, is_target_met=False)
 
     def _say_end_of_wal(self, end: ReplayEnd) -> None:
         last = f" ({end.last_commit.isoformat(sep=' ')})" if end.last_commit is not None else ""
-        self._request.say(f"the target time is after the last commit{last}: recovered to the end of the WAL")
+        if self._request.target.kind is TargetKind.TIME:
+            self._request.say(f"the target time is after the last commit{last}: recovered to the end of the WAL")
         action = self._request.target.action
         if action is not TargetAction.PROMOTE:
             self._request.warn(f"the server was promoted instead of {action.value}: there is no target to stop at")
