@@ -8,13 +8,16 @@ from contextlib import AbstractContextManager
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, say, warn
 from pgkeep.cli.progress import ProgressSink
+from pgkeep.errors import VaultError
 from pgkeep.jobs.backup import RecordingSink, backup
 from pgkeep.jobs.restore import size_text
 from pgkeep.modes import mode_named
 from pgkeep.modes.contract import BackupRequest, Plan
+from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.streams.record import Level, RecordHead, RecordTail
 from pgkeep.vault.history import VaultHistory
+from pgkeep.vault.vault import ClusterVault
 
 LEVELS = {"full": Level.FULL, "differential": Level.DIFFERENTIAL, "incremental": Level.INCREMENTAL}
 
@@ -34,6 +37,8 @@ def run(call: Call, *, as_json: bool) -> None:
         warn=warn,
     )
     with call.cluster() as cluster, Server.open(call.connection()) as server:
+        if mode.name != "dump":
+            _check_identity(cluster, server)
 
         def open_sink(plan: Plan) -> AbstractContextManager[RecordingSink]:
             sink = cluster.begin_backup(
@@ -46,6 +51,16 @@ def run(call: Call, *, as_json: bool) -> None:
 
         head, tail = backup(request, mode=mode, server=server, history=VaultHistory(cluster), open_sink=open_sink)
     _report(head, tail, as_json=as_json)
+
+
+def _check_identity(cluster: ClusterVault, server: Server) -> None:
+    """Refuse before the first byte what the WAL archive would refuse after the last: another cluster's WAL."""
+    known, found = cluster.identity.system_identifier, str(int(queries.identify(server).system_identifier))
+    if known != found:
+        raise VaultError(
+            f'cluster "{cluster.name}" in the vault has system identifier {known}, the server has {found}',
+            hint=f"if the cluster was made anew: pgkeep init {cluster.name} --new-system",
+        )
 
 
 def _report(head: RecordHead, tail: RecordTail, *, as_json: bool) -> None:
