@@ -30,7 +30,7 @@ def make_keeper(lab_directory: Path, make_cluster: MakeCluster) -> Iterator[Make
         ) -> Keeper:
             # A restored server must not look for a directory of the distribution's.
             own = {"unix_socket_directories": str(lab_directory)} | (settings or {})
-            cluster: Cluster = make_cluster(name, settings=own, start=False, **more)
+            cluster: Cluster = make_cluster("data", settings=own, start=False, **more)
             keeper = Keeper(lab_directory, cluster)
             stack.callback(keeper.stop_restored)
             if archive == "directory":
@@ -46,5 +46,5 @@ def make_keeper(lab_directory: Path, make_cluster: MakeCluster) -> Iterator[Make
 
 @pytest.fixture
 def keeper(make_keeper: MakeKeeper) -> Keeper:
-    """A running cluster of `major`, without archiving, and a vault."""
+    """A running cluster of `major`, or of the newest one where the test does not ask for it, and a vault for it."""
     return make_keeper()

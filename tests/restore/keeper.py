@@ -214,6 +214,11 @@ class Keeper:
         assert outcome.status != 0, "\n".join(outcome.lines)
         return outcome.status, outcome.refusal
 
+    def plan(self, *arguments: str | Path) -> list[str]:
+        """Return the plan of a restore with *arguments*, line by line."""
+        bin_dir = self.cluster.installation.bin_dir
+        return self.must("restore", f"--bin-dir={bin_dir}", *arguments, "--plan").stdout.splitlines()
+
     def info(self) -> dict[str, Any]:
         """Return what ``pgkeep info`` reports of the cluster."""
         [report] = json.loads(self.must("info", "--json").stdout)

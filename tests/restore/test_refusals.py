@@ -1,0 +1,272 @@
+"""Restores that cannot work, or must not, are refused before anything is touched; each with its whole message."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pgkeep.pg.lsn import Lsn
+from tests.lab.cluster import Cluster
+from tests.lab.ledger import Ledger, Mark
+from tests.lab.server_user import server_directory, server_user
+from tests.lab.servers import newest_installation
+from tests.restore.keeper import Keeper
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A cluster with one Full and one Incremental, and a mark on either side of the Full."""
+
+    keeper: Keeper
+    before: Mark
+    after: Mark
+    full: dict[str, object]
+    incremental: dict[str, object]
+
+    def facts(self) -> dict[str, object]:
+        """Return what messages are made of."""
+        window = self.keeper.info()["windows"][0]
+        [full] = [backup for backup in self.keeper.info()["backups"] if backup["level"] == "Full"]
+        return {
+            "full": full["backup_id"],
+            "incremental": self.incremental["backup_id"],
+            "stop": full["stop_lsn"],
+            "stop_time": full["stop_time"],
+            "before_lsn": Lsn.parse(self.before.lsn),
+            "before_time": self.before.time.isoformat(sep=" "),
+            "before_xid": self.before.xid,
+            "after_time": self.after.time.isoformat(sep=" "),
+            "end": window["end_lsn"],
+            "occupied": self.keeper.directory / "occupied",
+            "copy": self.keeper.directory / "copy",
+            "data": self.keeper.cluster.data_directory,
+            "pid": self.keeper.cluster.pid,
+        }
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Kept]:
+    """Make the cluster and its backups once: nothing here changes them."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(server_directory())
+        cluster = stack.enter_context(Cluster.create(newest_installation(), directory / "data")).start()
+        keeper = Keeper(directory, cluster)
+        keeper.init()
+        ledger = Ledger(cluster)
+        before = ledger.mark("before")
+        full = keeper.backup("full", "local").report
+        after = ledger.mark("after")
+        incremental = keeper.backup("incremental", "local").report
+        occupied = directory / "occupied"
+        occupied.mkdir()
+        (occupied / "precious").touch()
+        server_user().own(occupied)
+        yield Kept(keeper, before, after, full, incremental)
+
+
+_TYPED = "on the command line"
+
+# What is asked for; the exit status; the error; the hint.
+REFUSALS: dict[str, tuple[list[str], int, str, str]] = {
+    "time before the backup's end": (
+        ["--target-time={before_time}"],
+        8,
+        "target time {before_time} is before the end of backup {full}, which became consistent at {stop_time}",
+        "the earliest reachable moment is {stop_time}",
+    ),
+    "LSN before the backup's end": (
+        ["--target-lsn={before_lsn}"],
+        8,
+        "target LSN {before_lsn} is before the end of backup {full} at {stop}",
+        "the earliest reachable LSN is {stop}",
+    ),
+    "transaction before the backup": (
+        ["--target-xid={before_xid}"],
+        8,
+        "transaction {before_xid} is older than backup {full}",
+        "the earliest reachable moment is {stop_time}",
+    ),
+    "time in the future": (
+        ["--target-time=2126-01-01 00:00:00Z"],
+        8,
+        "target time 2126-01-01 00:00:00+00:00 is in the future",
+        "leave the target out to recover to the end of the WAL held",
+    ),
+    "LSN beyond the WAL": (
+        ["--target-lsn=FF/00000010"],
+        8,
+        "target LSN FF/00000010 is beyond the WAL held, which ends at {end}",
+        "the latest reachable LSN is {end}",
+    ),
+    "unknown timeline": (
+        ["--target-timeline=7"],
+        8,
+        "timeline 7 is not known: expected one of 1",
+        "",
+    ),
+    "not a timeline": (
+        ["--target-timeline=newest"],
+        2,
+        'target_timeline must be latest, current or the number of a timeline, found "newest" on the command line',
+        "",
+    ),
+    "two targets": (
+        ["--target-lsn=0/05000000", "--target-name=after"],
+        2,
+        f"one recovery target is possible, found target_lsn {_TYPED} and target_name {_TYPED}",
+        "leave one of them",
+    ),
+    "time and consistency": (
+        ["--target-time={after_time}", "--skip-wal-replay"],
+        2,
+        f"one recovery target is possible, found target_time {_TYPED} and skip_wal_replay {_TYPED}",
+        "leave one of them",
+    ),
+    "unknown backup": (
+        ["--backup-id=20200101T000000Z-F"],
+        8,
+        "backup 20200101T000000Z-F is not a base backup of this cluster",
+        "pgkeep info lists the backups and their timelines",
+    ),
+    "backup without files": (
+        ["--backup-id={incremental}"],
+        8,
+        "backup {incremental} is not a base backup of this cluster",
+        "pgkeep info lists the backups and their timelines",
+    ),
+    "time that happened twice": (
+        ["--target-time=2026-10-25 02:30:00", "--local-timezone=Europe/Berlin"],
+        2,
+        (
+            "local time 2026-10-25 02:30:00 happened twice in Europe/Berlin: it is 2026-10-25 02:30:00+02:00 or "
+            "2026-10-25 02:30:00+01:00"
+        ),
+        "write the offset that you mean",
+    ),
+    "time that was skipped": (
+        ["--target-time=2026-03-29 02:30:00 Europe/Berlin"],
+        2,
+        (
+            "local time 2026-03-29 02:30:00 was skipped in Europe/Berlin: it is 2026-03-29 03:30:00+02:00 or "
+            "2026-03-29 01:30:00+01:00"
+        ),
+        "write the offset that you mean",
+    ),
+    "not a time": (
+        ["--target-time=yesterday"],
+        2,
+        'not a date and time: "yesterday"',
+        "write it like 2026-11-20 20:48:00+01:00 or 2026-11-20T19:48:00Z",
+    ),
+    "directory that is not empty": (
+        ["--pgdata-dir={occupied}"],
+        8,
+        "restore target is not empty: {occupied} holds precious",
+        "choose another directory, or allow the restore to overwrite",
+    ),
+    "server that runs": (
+        ["--pgdata-dir={data}"],
+        8,
+        "a server runs in {data}: process {pid}",
+        "stop it first",
+    ),
+    "server that runs, to be overwritten": (
+        ["--pgdata-dir={data}", "--overwrite-existing"],
+        8,
+        "a server runs in {data}: process {pid}",
+        "stop it first",
+    ),
+    "directory that nobody may make": (
+        ["--pgdata-dir=/proc/pgkeep"],
+        8,
+        "cannot restore into /proc/pgkeep: no right to write in /proc",
+        "run pgkeep as root or as the owner of the directory",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusal(kept: Kept, name: str) -> None:
+    """The refusal says what was found and what would work, and nothing has changed."""
+    arguments, status, error, hint = REFUSALS[name]
+    facts = kept.facts()
+    where = [] if any(word.startswith("--pgdata-dir") for word in arguments) else ["--pgdata-dir={copy}"]
+    before = listing(kept)
+    found = kept.keeper.refuse(*(word.format(**facts) for word in [*arguments, *where, "--start"]))
+    expected = [f"error: {error}", f"hint: {hint}"] if hint else [f"error: {error}"]
+    assert found == (status, [line.format(**facts) for line in expected])
+    assert listing(kept) == before
+
+
+def test_restore_point_before_the_base(kept: Kept) -> None:
+    """A restore point that the WAL held does not show is a note in the plan, not a refusal: the replay will tell."""
+    where = f"--pgdata-dir={kept.keeper.directory}/copy"
+    note = 'note: restore point "before" was not seen in the archived WAL; starting from the oldest base'
+    assert note in kept.keeper.plan(where, "--target-name=before")
+    failed = kept.keeper.restore("--target-name=before", status=9)
+    assert failed.outcome.refusal[0].endswith("FATAL:  recovery ended before configured recovery target was reached")
+    assert failed.postmaster() == []
+
+
+def test_plan_touches_nothing(kept: Kept) -> None:
+    """--plan prints what would happen, and leaves no trace."""
+    facts = kept.facts()
+    before = listing(kept)
+    target = f"--target-time={kept.after.time.isoformat()}"
+    bin_dir = kept.keeper.cluster.installation.bin_dir
+    plan = kept.keeper.plan(f"--pgdata-dir={facts['copy']}", target)
+    assert listing(kept) == before
+    [head] = [backup for backup in kept.keeper.info()["backups"] if backup["level"] == "Full"]
+    version = newest_installation().version
+    assert plan == [
+        f"backup: {facts['full']} (Full, PostgreSQL {version}, local)",
+        f"files: {head['files']}, {head['bytes']} bytes, into {facts['copy']}",
+        f"recovery target: time {kept.after.time.isoformat(sep=' ', timespec='microseconds')}, timeline 1",
+        f"wal: from {head['start_lsn']} to {facts['end']}",
+        f"programs: {version} in {bin_dir}",
+        "server: not started",
+    ]
+
+
+def test_plan_of_an_overwrite_touches_nothing(kept: Kept) -> None:
+    """--plan with --overwrite-existing names what would be moved, and does not move it."""
+    before = listing(kept)
+    occupied = kept.keeper.directory / "occupied"
+    plan = kept.keeper.plan(f"--pgdata-dir={occupied}", "--overwrite-existing")
+    assert listing(kept) == before
+    [line] = [line for line in plan if line.startswith("moved away first: ")]
+    today = dt.datetime.now(dt.UTC).strftime("%Y%m%d")
+    assert line.startswith(f"moved away first: {occupied} to {occupied}.old.{today}T")
+
+
+def test_restores_forbidden_on_this_host(kept: Kept, tmp_path: Path) -> None:
+    """allow_restore = no in the configuration file forbids every restore."""
+    tmp_path.chmod(0o755)
+    config = kept.keeper.directory / "no.conf"
+    config.write_text("[options]\nallow_restore = no\n")
+    config.chmod(0o644)
+    try:
+        found = kept.keeper.refuse(f"--pgdata-dir={kept.keeper.directory}/copy", f"--config={config}")
+    finally:
+        config.unlink()
+    assert found == (
+        8,
+        [
+            "error: restores are forbidden on this host",
+            "hint: allow_restore = no stands in the configuration file",
+        ],
+    )
+
+
+def listing(kept: Kept) -> list[tuple[str, int, int, int]]:
+    """Return what is there, but for the running server's own files."""
+    server = f"{kept.keeper.cluster.data_directory}/"
+    log = str(kept.keeper.cluster.log_file)
+    # A reader's lock comes and goes in this directory of the vault.
+    holders = str(kept.keeper.vault / kept.keeper.name / "holders")
+    return [row for row in kept.keeper.listing() if not row[0].startswith(server) and row[0] not in {log, holders}]

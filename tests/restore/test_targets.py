@@ -1,0 +1,166 @@
+"""Moments that are hard to reach, and those that look as if they could be."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+
+import pytest
+
+from pgkeep.pg.lsn import Lsn
+from tests.lab.cluster import wait_for
+from tests.lab.ledger import Ledger
+from tests.restore.conftest import MakeKeeper
+from tests.restore.keeper import Keeper
+
+
+def wal_files(keeper: Keeper) -> list[str]:
+    """Return the names of the segments that the vault holds, oldest first."""
+    return sorted(path.name.partition(".")[0] for path in (keeper.vault / keeper.name / "wal").rglob("*.zst"))
+
+
+def hide_segment(keeper: Keeper, name: str) -> None:
+    """Take one segment out of the vault."""
+    [path] = (keeper.vault / keeper.name / "wal").rglob(f"{name}*")
+    path.unlink()
+
+
+def end_line(outcome_lines: list[str]) -> list[str]:
+    """Return what was said about a target time after the last commit."""
+    return [line for line in outcome_lines if line.startswith("the target time is after the last commit")]
+
+
+def test_time_after_the_last_commit(major: int, make_keeper: MakeKeeper) -> None:
+    """A time after the last commit, but within the WAL held, brings the end of the WAL and says so, on every major."""
+    keeper = make_keeper()
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    ledger.transfer(5)
+    mark = ledger.mark("last")
+    time.sleep(0.01)
+    target = dt.datetime.now(dt.UTC)
+    keeper.backup("incremental", "local")
+    restored = keeper.restore(f"--target-time={target.isoformat()}")
+    restored.assert_is_at(mark)
+    [line] = end_line(restored.outcome.lines)
+    assert line.endswith(": recovered to the end of the WAL")
+    assert mark.time.strftime("%Y-%m-%d %H:%M") in line
+    assert restored.report["promoted"]
+    assert restored.outcome.warnings == []
+
+
+@pytest.mark.parametrize("action", ["pause", "shutdown"])
+@pytest.mark.pg("==12")
+def test_no_target_to_stop_at(major: int, make_keeper: MakeKeeper, action: str) -> None:
+    """A server that was to pause or to shut down at a time after the last commit is promoted, with a warning."""
+    no_target_to_stop_at(make_keeper(), action)
+
+
+def test_no_target_to_pause_at(keeper: Keeper) -> None:
+    """Where the server itself refuses to end recovery before its target, the same happens."""
+    no_target_to_stop_at(keeper, "shutdown")
+
+
+def no_target_to_stop_at(keeper: Keeper, action: str) -> None:
+    """Ask for *action* at a time after the last commit."""
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    mark = ledger.mark("last")
+    time.sleep(0.01)
+    target = dt.datetime.now(dt.UTC)
+    keeper.backup("incremental", "local")
+    restored = keeper.restore(f"--target-time={target.isoformat()}", f"--recovery-target-action={action}")
+    restored.assert_is_at(mark)
+    assert restored.outcome.warnings == [f"the server was promoted instead of {action}: there is no target to stop at"]
+
+
+def test_transaction_that_ended_while_a_backup_ran(keeper: Keeper) -> None:
+    """A transaction that committed between the start and the stop of a backup is reached from the backup before it."""
+    ledger = Ledger(keeper.cluster)
+    first = keeper.backup("full", "local").report
+    ledger.mark("before")
+    # A second table, so that reading takes long enough for something to happen meanwhile.
+    keeper.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 60000) AS n")
+    marks = []
+
+    def make_marks() -> None:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgkeep'"
+        wait_for(lambda: keeper.cluster.value(query) > 0 or bool(done), "the backup runs")
+        while not done:
+            ledger.transfer(1)
+            marks.append(ledger.mark(f"meanwhile {len(marks)}"))
+
+    done: list[bool] = []
+    thread = threading.Thread(target=make_marks)
+    thread.start()
+    try:
+        second = keeper.backup("full", "local").report
+    finally:
+        done.append(True)
+        thread.join()
+    keeper.backup("incremental", "local")
+    start, stop = second["start_lsn"], second["stop_lsn"]
+    inside = [
+        mark
+        for mark in marks
+        if keeper.cluster.value("SELECT %s::pg_lsn < %s AND %s::pg_lsn < %s", [start, mark.lsn, mark.lsn, stop])
+    ]
+    assert inside
+    mark = inside[len(inside) // 2]
+    restored = keeper.restore(f"--target-xid={mark.xid}")
+    restored.assert_is_at(mark)
+    assert restored.report["backup_id"] == first["backup_id"]
+    after = marks[-1]
+    restored = keeper.restore(f"--target-xid={after.xid}")
+    restored.assert_is_at(after)
+
+
+def test_hole_in_the_wal(make_keeper: MakeKeeper) -> None:
+    """What lies behind a hole in the WAL is refused, and never taken for the end of the WAL."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    early = ledger.mark("early")
+    keeper.wait_until_archived()
+    ledger.mark("in the hole")
+    keeper.wait_until_archived()
+    lost = wal_files(keeper)[-1]
+    late = ledger.mark("late")
+    keeper.wait_until_archived()
+    hide_segment(keeper, lost)
+    where = f"--pgdata-dir={keeper.directory}/copy"
+    status, [error, hint] = keeper.refuse(where, f"--target-lsn={late.lsn}")
+    end = keeper.info()["windows"][-1]["end_lsn"]
+    assert (status, error, hint) == (
+        8,
+        f"error: target LSN {Lsn.parse(late.lsn)} is beyond the WAL held without a hole, which ends at {end}",
+        f"hint: the latest reachable LSN is {end}",
+    )
+    status, [error, hint] = keeper.refuse(where, f"--target-time={late.time.isoformat()}")
+    assert status == 8
+    assert error.startswith(
+        f"error: target time {late.time.isoformat(sep=' ')} is beyond the WAL held without a hole, "
+    )
+    assert hint == "hint: leave the target out to recover to the end of the WAL held"
+    restored = keeper.restore()
+    restored.assert_is_at(early)
+    note = f"note: WAL is missing from {end} on: what is held of later times cannot be replayed from this backup"
+    assert note in restored.outcome.lines
+
+
+def test_consistency_and_no_further(keeper: Keeper) -> None:
+    """skip_wal_replay stops where the backup became consistent, whatever came later."""
+    ledger = Ledger(keeper.cluster)
+    with ledger.load() as load:
+        load.wait_for(10)
+        ledger.mark("before")
+        keeper.backup("full", "stream")
+        ledger.mark("after")
+        load.wait_for(10)
+    keeper.backup("incremental", "stream")
+    restored = keeper.restore("--skip-wal-replay")
+    with restored.connect() as connection:
+        assert connection.execute("SELECT name FROM ledger_mark").fetchall() == [("before",)]
+        ledger.check(connection)
+    assert restored.report["promoted"]
