@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -16,6 +16,7 @@ from pgkeep.pg.control_file import parse_control_file
 from pgkeep.pg.lsn import WalPosition
 from pgkeep.server import queries
 from pgkeep.server.base_backup import BaseBackup, BaseBackupEnd, BaseBackupOptions, BaseBackupStart, ReceivedFile
+from pgkeep.server.checksum_notices import DamagedFile
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemKind
 from pgkeep.streams.record import DamagedPages, RecordHead
@@ -83,9 +84,7 @@ class StreamSource(PitrSource):
         """Return the record's head."""
         return self._finish()
 
-    def _items_of(self, received: ReceivedFile) -> Iterator[Item]:
-        # The server calls some of its directories ./pg_wal.
-        file = replace(received, path=received.path.removeprefix("./"))
+    def _items_of(self, file: ReceivedFile) -> Iterator[Item]:
         if names.is_excluded(file.path) and file.path not in {*_KEPT, names.BACKUP_MANIFEST}:
             return
         if file.tablespace.oid in self._plan.left_out and file.tablespace.oid:
@@ -132,7 +131,7 @@ class StreamSource(PitrSource):
         try:
             label_text = self._kept[names.BACKUP_LABEL].decode("utf-8", "surrogateescape")
             label = parse_backup_label(label_text)
-            parse_control_file(self._kept[names.CONTROL_FILE])
+            control = parse_control_file(self._kept[names.CONTROL_FILE])
         except (KeyError, FormatError) as error:
             raise ServerError(f"the server sent a base backup that cannot be used: {error}") from error
         self._head = msgspec.structs.replace(
@@ -146,6 +145,12 @@ class StreamSource(PitrSource):
             tablespace_map=self._kept.get(names.TABLESPACE_MAP, b"").decode("utf-8", "surrogateescape"),
         )
         self._note_next_transaction()
-        self._note_damage(
-            [DamagedPages(path=self._virtual_path(f.path), blocks=list(f.blocks), count=f.count) for f in end.damaged]
-        )
+        blocks_per_segment = control.blocks_per_segment
+        self._note_damage([self._damaged_pages(file, blocks_per_segment) for file in end.damaged])
+
+    def _damaged_pages(self, file: DamagedFile, blocks_per_segment: int) -> DamagedPages:
+        # The server counts blocks within the file, a record within the relation's fork.
+        relation = names.page_file(file.path)
+        first = relation.first_block(blocks_per_segment=blocks_per_segment) if relation is not None else 0
+        blocks = [first + block for block in file.blocks]
+        return DamagedPages(path=self._virtual_path(file.path), blocks=blocks, count=file.count)

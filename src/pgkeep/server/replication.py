@@ -199,13 +199,18 @@ class Replication:
         get_copy_data, consume_input = self._libpq.get_copy_data, self._libpq.consume_input
         wait_until_readable = self._wait.readable
         try:
+            is_dry = False
             while True:
                 length, message = get_copy_data(1)
                 if length > 0:
                     yield message
+                    is_dry = False
                 elif length == 0:
-                    wait_until_readable()
+                    # More is mostly there already: look before waiting.
+                    if is_dry:
+                        wait_until_readable()
                     consume_input()
+                    is_dry = True
                 else:
                     return
         except psycopg.Error as error:
