@@ -11,8 +11,9 @@ import pytest
 from pgkeep.pg.page import page_checksums
 from tests.lab.cluster import Cluster
 from tests.lab.ledger import Ledger
+from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
-from tests.restore.keeper import Keeper
+from tests.restore.keeper import PGKEEP, PGKEEP_WAL, Keeper, environment
 from tests.survive.job import Job, backup_ids
 
 PAGE = 8192
@@ -128,8 +129,9 @@ def test_a_flipped_bit_in_the_vault(make_keeper: MakeKeeper, victim: str) -> Non
     flip(path, offset)
     outcome = keeper.run("verify", "--json")
     assert outcome.status == 12, outcome.lines
-    assert outcome.report["findings"]
-    assert any(path.name in finding["file"] for finding in outcome.report["findings"]), outcome.report
+    name = path.name.removesuffix(".zst")
+    findings = outcome.report["findings"]
+    assert any(name in finding["file"] + finding["what"] for finding in findings), findings
     if victim == "recipe":
         keeper.restore(f"--target-lsn={last.lsn}").assert_is_at(last)
     else:
@@ -139,6 +141,13 @@ def test_a_flipped_bit_in_the_vault(make_keeper: MakeKeeper, victim: str) -> Non
         assert refused.postmaster() == []
         if victim != "wal":
             assert not (refused.data_directory / "global/pg_control").exists()
+    if victim == "wal":
+        for program in (PGKEEP, PGKEEP_WAL):
+            target = keeper.directory / "delivered"
+            command = [program, "archive-get", f"--vault={keeper.vault}", "--cluster=main", name, target]
+            status = server_user().run(command, env=environment(), check=False).returncode
+            assert 125 < status < 256
+            assert not target.exists()
     if victim == "record":
         assert second in [entry["backup_id"] for entry in keeper.info()["unreadable"]]
     # Older moments need neither.

@@ -25,6 +25,11 @@ from pgkeep.server.wal_supply import ArchiveDirectory, FirstOf, LocalWal, NotThe
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import WalRange
 
+_SLOT_RELEASE_SECONDS = 10.0
+"""How long the server may take to notice that nobody streams from the slot any more."""
+
+_SLOT_RELEASE_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalOptions:
@@ -57,6 +62,7 @@ class CarriedWal:
         carried: What was carried; None before ``items`` is through.
         gaps: What could not be had any more.
         segments: How many segments passed.
+        has_switched: Whether ``stop_without_files`` ended the current segment.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class CarriedWal:
         self.carried: WalRange | None = None
         self.gaps: list[WalRange] = []
         self.segments = 0
+        self.has_switched = False
         self._server = server
         self._facts = facts
         self._options = options
@@ -145,14 +152,17 @@ class CarriedWal:
         # The switch leaves the segment, whose rest is of no account: it is complete from here on. On a segment's
         # very start there is nothing to switch, and the function returns just that position.
         left_at = queries.switch_wal(self._server)
+        self.has_switched = True
         return WalPosition(timeline, WalSegment.ending_at(left_at, timeline=timeline, size=size).end_lsn)
 
     def release(self, confirmed: Lsn) -> None:
         """Let the lasting slot forget the WAL before *confirmed*, which is held now; a failure is a warning."""
         if not self._options.slot_name:
             return
+        # A slot that is streamed from cannot be moved, not even by whoever streams.
+        self._supply.close()
         try:
-            advance_slot(self._server, self._options.slot_name, confirmed)
+            advance_slot(self._server, self._options.slot_name, confirmed, timeout_seconds=_SLOT_RELEASE_SECONDS)
         except ServerError as error:
             self._warn(f'slot "{self._options.slot_name}" was not advanced, it keeps WAL at the server: {error}')
 
@@ -274,6 +284,11 @@ def _make_lasting_slot(server: Server, options: WalOptions) -> None:
         raise ServerError(
             f'slot "{slot.name}" has lost the WAL that it should have kept',
             hint=f"drop it (SELECT pg_drop_replication_slot('{slot.name}')), raise max_slot_wal_keep_size, make a Full",
+        )
+    if slot is not None and slot.restart_lsn is None:
+        raise ServerError(
+            f'slot "{slot.name}" keeps no WAL: it was made without reserving any',
+            hint=f"drop it (SELECT pg_drop_replication_slot('{slot.name}')): the next backup makes one that does",
         )
     bound = queries.setting(server, "max_slot_wal_keep_size")
     if bound in (None, "-1") and not options.allow_unbounded_slot:

@@ -14,6 +14,7 @@ QUERY_CANCELED = "57014"
 DATA_CORRUPTED = "XX001"
 UNDEFINED_OBJECT = "42704"
 DUPLICATE_OBJECT = "42710"
+OBJECT_IN_USE = "55006"
 
 # Classes 08 (connection exception) and 57P (operator intervention: shutdown, crash, cannot connect now) end a session.
 _SESSION_ENDS = ("08", "57P")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 from types import TracebackType
+
+import psycopg
 
 from pgkeep.errors import ServerError
 from pgkeep.pg.lsn import Lsn
 from pgkeep.server.connection import Server, fetch
+from pgkeep.server.refusals import OBJECT_IN_USE
 
+_POLL_SECONDS = 0.05
 _GONE_HINT = "raise max_slot_wal_keep_size, or set archive_dir to where the server archives"
 
 
@@ -90,10 +95,26 @@ def create_physical_slot(server: Server, name: str) -> Lsn:
     return Lsn.parse(text)
 
 
-def advance_slot(server: Server, name: str, lsn: Lsn) -> Lsn:
-    """Let the server forget the WAL before *lsn* that slot *name* kept, and return where the slot stands now."""
-    text: str = server.value("SELECT end_lsn::text FROM pg_replication_slot_advance(%s, %s::pg_lsn)", [name, str(lsn)])
-    return Lsn.parse(text)
+def advance_slot(server: Server, name: str, lsn: Lsn, *, timeout_seconds: float = 0.0) -> Lsn:
+    """
+    Let the server forget the WAL before *lsn* that slot *name* kept, and return where the slot stands now.
+
+    A slot that is in use cannot be moved; *timeout_seconds* is how long to wait for its user to go.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            text: str = server.value(
+                "SELECT end_lsn::text FROM pg_replication_slot_advance(%s, %s::pg_lsn)", [name, str(lsn)]
+            )
+        except ServerError as error:
+            cause = error.__cause__
+            is_in_use = isinstance(cause, psycopg.Error) and cause.sqlstate == OBJECT_IN_USE
+            if not is_in_use or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return Lsn.parse(text)
 
 
 def drop_slot(server: Server, name: str) -> None:

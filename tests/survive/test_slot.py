@@ -1,0 +1,67 @@
+"""A lasting slot keeps WAL between the jobs, and only that."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgkeep.pg.lsn import Lsn
+from tests.lab.ledger import Ledger
+from tests.restore.conftest import MakeKeeper
+
+BOUND = {"max_slot_wal_keep_size": "1GB", "max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0"}
+
+
+@pytest.mark.parametrize(("server", "transport"), [(18, "local"), (15, "stream")])
+def test_the_slot_moves_on_with_every_job(make_keeper: MakeKeeper, server: int, transport: str) -> None:
+    """Ten jobs in a row: the slot stands where the last one ended, and the server's WAL does not pile up."""
+    keeper = make_keeper(major=server, settings=BOUND)
+    cluster, ledger = keeper.cluster, Ledger(keeper.cluster)
+    marks, sizes = [], []
+    for number in range(10):
+        # More than a slot that stands still could keep within the sizes below.
+        cluster.sql("SELECT pg_logical_emit_message(false, 'x', repeat('x', 20000000))")
+        ledger.transfer(5)
+        marks.append(ledger.mark(f"mark{number}"))
+        level = "full" if number % 3 == 0 else "incremental"
+        outcome = keeper.backup(level, transport, "--slot-name=pgkeep_lasting")
+        assert outcome.warnings == []
+        [(restart, active)] = cluster.sql("SELECT restart_lsn::text, active FROM pg_replication_slots")
+        assert (Lsn.parse(restart), active) == (Lsn.parse(outcome.report["wal_stop"]), False)
+        cluster.sql("CHECKPOINT")
+        sizes.append(int(cluster.value("SELECT sum(size) FROM pg_ls_waldir()")))
+    assert max(sizes) <= 128 << 20, sizes
+    # Each moment between two jobs can be reached: nothing was recycled before it was held.
+    keeper.restore(f"--target-lsn={marks[2].lsn}").assert_is_at(marks[2])
+    keeper.restore(f"--target-lsn={marks[8].lsn}").assert_is_at(marks[8])
+    assert keeper.info()["gaps"] == []
+
+
+def test_a_slot_that_could_fill_the_disk_is_refused(make_keeper: MakeKeeper) -> None:
+    """Without max_slot_wal_keep_size the slot is not made, unless that is asked for."""
+    keeper = make_keeper()
+    options = [*keeper.backup_options("full", "local"), "--slot-name=pgkeep_lasting"]
+    outcome = keeper.run("backup", *options)
+    assert outcome.status == 3
+    assert outcome.refusal == [
+        'error: slot "pgkeep_lasting" could fill the server\'s disk: max_slot_wal_keep_size sets no bound',
+        "hint: set max_slot_wal_keep_size (PostgreSQL 13 and later), or allow_unbounded_slot=yes",
+    ]
+    assert keeper.cluster.sql("SELECT slot_name FROM pg_replication_slots") == []
+    keeper.must("backup", *options, "--allow-unbounded-slot")
+    assert keeper.cluster.sql("SELECT slot_name FROM pg_replication_slots") == [("pgkeep_lasting",)]
+
+
+def test_a_slot_that_never_kept_anything_is_refused(make_keeper: MakeKeeper) -> None:
+    """A slot that somebody made without reserving WAL keeps none, and never would; dropped, it is made anew."""
+    keeper = make_keeper(settings=BOUND)
+    keeper.cluster.sql("SELECT pg_create_physical_replication_slot('by_hand')")
+    outcome = keeper.run("backup", *keeper.backup_options("full", "local"), "--slot-name=by_hand")
+    assert outcome.status == 4
+    assert outcome.refusal == [
+        'error: slot "by_hand" keeps no WAL: it was made without reserving any',
+        "hint: drop it (SELECT pg_drop_replication_slot('by_hand')): the next backup makes one that does",
+    ]
+    keeper.cluster.sql("SELECT pg_drop_replication_slot('by_hand')")
+    outcome = keeper.backup("full", "local", "--slot-name=by_hand")
+    restart = keeper.cluster.value("SELECT restart_lsn::text FROM pg_replication_slots")
+    assert Lsn.parse(restart) == Lsn.parse(outcome.report["wal_stop"])
