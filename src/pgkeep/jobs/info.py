@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
+from pgkeep.errors import BackupUnusable
 from pgkeep.jobs.recovery_plan import held_along
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
@@ -81,8 +82,11 @@ def cluster_info(cluster: ClusterVault) -> ClusterInfo:
             if isinstance(found, Unreadable):
                 unreadable.append((found.backup_id, found.error.message))
                 continue
-            with cluster.open_backup(found.backup_id) as backup:
-                backups.append(BackupInfo(found, backup.tail, cluster.is_pinned(found.backup_id)))
+            try:
+                with cluster.open_backup(found.backup_id) as backup:
+                    backups.append(BackupInfo(found, backup.tail, cluster.is_pinned(found.backup_id)))
+            except BackupUnusable as error:
+                unreadable.append((found.backup_id, error.message))
         windows = recovery_windows([backup.head for backup in backups], WalView(cluster.archive))
         wal = list(ranges(cluster.archive))
         leftovers = cluster.leftovers()

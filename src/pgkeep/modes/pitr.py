@@ -63,12 +63,14 @@ class PitrPlan(Plan):
         transport: ``local``, ``stream``, or ``wal`` when no files pass.
         held: Up to where WAL is held; None when this backup begins a new stretch.
         left_out: OIDs of tablespaces that are not in the backup.
+        is_local: Whether the server's own pg_wal can be read here.
     """
 
     facts: ServerFacts
     transport: str
     held: WalPosition | None
     left_out: frozenset[int] = frozenset()
+    is_local: bool = False
 
     @property
     def options(self) -> PitrOptions:
@@ -117,7 +119,9 @@ class PitrMode:
         level, base, reason = _choose_base(request, facts, history)
         held = history.wal_held()
         if held is not None and not facts.history.contains(held.timeline, held.lsn):
-            held = None
+            # A primary that was failed over from may have archived past the fork; up to the fork the history is common.
+            fork = facts.history.fork_of(held.timeline)
+            held = WalPosition(held.timeline, fork) if fork is not None else None
         transport = "wal"
         if level is not Level.INCREMENTAL or options.incremental_content == "files":
             transport = _choose_transport(options.transport, server, facts)
@@ -133,6 +137,7 @@ class PitrMode:
             transport=transport,
             held=held,
             left_out=left_out,
+            is_local=transport == "local" or (transport == "wal" and _is_local(options.transport, server, facts)),
         )
 
     def open(self, plan: Any, *, server: Server) -> AbstractContextManager[Source]:
@@ -193,6 +198,12 @@ def _choose_transport(wanted: str, server: Server, facts: ServerFacts) -> str:
     if wanted == "local":
         raise SettingsError(f"transport local is not possible: {problem}", hint="use transport=stream")
     return "stream"
+
+
+def _is_local(wanted: str, server: Server, facts: ServerFacts) -> bool:
+    from pgkeep.modes.locality import why_not_local
+
+    return wanted != "stream" and not why_not_local(server, facts)
 
 
 def _left_out(options: PitrOptions, facts: ServerFacts) -> frozenset[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgkeep.datadir.read import PageCheck, PageReport, ReadReport, open_file
@@ -13,7 +13,7 @@ from pgkeep.datadir.scan import Scan, ScannedFile
 from pgkeep.errors import FormatError, ServerError
 from pgkeep.modes.contract import Base
 from pgkeep.pg.control_file import ControlFile, parse_control_file
-from pgkeep.streams.item import BytesItem, Item, UnchangedItem
+from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, UnchangedItem
 from pgkeep.streams.record import RecordHead
 
 CLOCK_MARGIN_NS = 2_000_000_000
@@ -109,7 +109,14 @@ class LocalFiles:
         yield self._control_item()
 
     def _control_item(self) -> Item:
-        # The server writes pg_control in place, one disk sector, while others read: a torn copy fails its CRC.
+        found = self._scan.control_file()
+        self.sent_files += 1
+        self.sent_bytes += found.status.st_size
+        return _ControlItem(replace(found.header(), barrier=True), self._control_content)
+
+    def _control_content(self) -> Iterator[Buffer]:
+        """Yield pg_control as it is when the sink asks: by the barrier's contract, when all other files were read."""
+        # The server writes it in place, one disk sector, while others read: a torn copy fails its CRC.
         for _ in range(_CONTROL_FILE_ATTEMPTS):
             found = self._scan.control_file()
             content = Path(found.real_path).read_bytes()
@@ -119,7 +126,14 @@ class LocalFiles:
                 problem = error
                 threading.Event().wait(_CONTROL_FILE_PAUSE_SECONDS)
                 continue
-            self.sent_files += 1
-            self.sent_bytes += len(content)
-            return BytesItem(replace(found.header(), size=len(content), barrier=True), content)
+            yield content
+            return
         raise ServerError(f"cannot read {found.real_path}: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class _ControlItem:
+    """``global/pg_control``, read when its content is asked for."""
+
+    header: ItemHeader
+    chunks: Callable[[], Iterator[Buffer]]

@@ -36,7 +36,7 @@ class PitrSource:
             plan.facts,
             options.wal,
             root=request.root,
-            is_local=plan.transport == "local",
+            is_local=plan.is_local,
             held=plan.held,
             say=request.say,
             warn=self._warn,
@@ -145,8 +145,11 @@ class WalSource(PitrSource):
 
     def items(self) -> Iterator[Item]:
         """Yield the WAL."""
+        # Taken before the segment ends: what is committed by now is in the WAL that is carried.
+        now = queries.server_time(self._server)
         stop = self._wal.stop_without_files()
-        self._head = msgspec.structs.replace(self._head, stop_time=iso(queries.server_time(self._server)))
+        if self._wal.has_switched:
+            self._head = msgspec.structs.replace(self._head, stop_time=iso(now))
         yield from self._wal.items(start=None, stop=stop)
 
     def finish(self) -> RecordHead:

@@ -337,6 +337,13 @@ class StreamedExtents(Generic[State, Result]):
 
     def write(self, chunk: Buffer) -> None:
         """Take over a copy of *chunk*; raise FormatError when it is more than the header announced."""
+        length, filled, buffer = len(chunk), self._filled, self._buffer
+        # Most chunks are small and fit into what is left of the buffer.
+        if buffer is not None and filled + length <= len(buffer) and self.total + length <= self._size:
+            buffer[filled : filled + length] = chunk
+            self._filled = filled + length
+            self.total += length
+            return
         for part in _parts(chunk, EXTENT_BYTES):
             self.total += len(part)
             if self._size != UNKNOWN_SIZE and self.total > self._size:
