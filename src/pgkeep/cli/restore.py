@@ -43,7 +43,9 @@ def run(call: Call, *, as_json: bool) -> None:
 def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], *, as_json: bool) -> None:
     """Restore a cluster from its physical backups."""
     from pgkeep.jobs.recovery_plan import plan_recovery
-    from pgkeep.jobs.restore import RestoreRequest, prepare, restore
+    from pgkeep.jobs.restore import restore
+    from pgkeep.jobs.restore_plan import prepare
+    from pgkeep.jobs.restore_request import RestoreRequest
     from pgkeep.server.tools import toolbox_for_server
     from pgkeep.vault.wal_view import WalView
 

@@ -1,0 +1,130 @@
+"""Phase 1 of a restore: refuse whatever can be known to fail; nothing is touched."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgkeep.datadir.owner import owner_of_restored_files
+from pgkeep.datadir.target import Target
+from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.set_aside import Aside, set_aside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRestore:
+    """
+    A restore that passed phase 1.
+
+    Attributes:
+        request: What was asked for.
+        target: The directories.
+        aside: What would be moved away.
+        lasting: For ``postgresql.auto.conf``, also when recovery is over.
+    """
+
+    request: RestoreRequest
+    target: Target
+    aside: Sequence[Aside]
+    lasting: dict[str, str]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the plan for people."""
+        request, recovery = self.request, self.request.recovery
+        base = request.base
+        yield f"backup: {base.backup_id} ({base.level.word}, PostgreSQL {base.server_version_text}, {base.transport})"
+        if base.base:
+            yield f"  unchanged files come from {base.base}"
+        yield f"files: {request.tail.files}, {request.tail.bytes} bytes, into {request.data_directory}"
+        for oid, directory in self.target.outside.items():
+            yield f"tablespace {oid}: into {directory}"
+        for aside in self.aside:
+            yield f"moved away first: {aside.path} to {aside.new_path}"
+        yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
+        yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
+        yield f"programs: {request.toolbox}"
+        yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"
+        for tablespace in recovery.later_tablespaces:
+            yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}, which must exist"
+        for note in recovery.notes:
+            yield f"note: {note}"
+
+
+def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
+    """
+    Phase 1: decide everything and refuse what cannot work; nothing is touched.
+
+    Raises:
+        RestoreRefused: The target is in use, too small, or not ours; the message says what would work.
+    """
+    base = request.base
+    recorded_owner = str(base.details.get("owner", ""))
+    owner = owner_of_restored_files(request.data_directory, user=request.user, recorded=recorded_owner)
+    target = Target(
+        data_directory=request.data_directory,
+        version_directory=str(base.details["tablespace_directory"]),
+        tablespaces=_tablespace_places(request),
+        owner=owner,
+    )
+    later = _check_later_tablespaces(request, target)
+    aside = set_aside(target, now=now, also=later) if request.overwrite_existing else ()
+    target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
+    lasting: dict[str, str] = {}
+    if request.is_copy:
+        # A copy must never write into the archive of the server that it was copied from.
+        lasting["archive_mode"] = "off"
+    if request.port:
+        lasting["port"] = str(request.port)
+    return PreparedRestore(request=request, target=target, aside=aside, lasting=lasting)
+
+
+def _tablespace_places(request: RestoreRequest) -> dict[int, Path | None]:
+    places: dict[int, Path | None] = {}
+    for tablespace in request.base.tablespaces:
+        place = Path(tablespace.location) if tablespace.location else None
+        places[tablespace.oid] = request.tablespaces.get(tablespace.oid, place)
+    unknown = request.tablespaces.keys() - places.keys()
+    if unknown:
+        known = ", ".join(str(oid) for oid in sorted(places)) or "none"
+        raise RestoreRefused(f"the backup has no tablespace {min(unknown)}: it has {known}")
+    original = {Path(t.location): t.oid for t in request.base.tablespaces if t.location}
+    for oid, place in places.items():
+        if request.is_copy and place in original and oid not in request.tablespaces:
+            raise RestoreRefused(
+                f"tablespace {oid} would go to its original place {place}, but the data directory does not",
+                hint=f"name a place: --tablespace-map {oid}:/directory",
+            )
+    return places
+
+
+def _check_later_tablespaces(request: RestoreRequest, target: Target) -> list[Path]:
+    """
+    Return where the replay will make tablespaces that the base does not have; their places cannot be mapped.
+
+    Raises:
+        RestoreRefused: The original's own files are there: the copy would write into them.
+    """
+    places = []
+    for tablespace in request.recovery.later_tablespaces:
+        place = Path(tablespace.location)
+        in_the_way = place if request.is_copy else place / target.version_directory
+        if os.path.lexists(in_the_way) and (request.is_copy or not request.overwrite_existing):
+            raise RestoreRefused(
+                f'the replay would make tablespace {tablespace.oid} "{tablespace.name}" in {place}, which exists on '
+                "this host and is not part of this restore",
+                hint="restore from a newer Full or Differential, or to a moment before the tablespace was made, "
+                "or on another host",
+            )
+        places.append(place)
+    return places
+
+
+def _sizes(request: RestoreRequest, target: Target) -> dict[Path, int]:
+    outside = {t.oid: t.size_bytes for t in request.base.tablespaces if t.oid in target.outside}
+    sizes = {target.outside[oid]: size for oid, size in outside.items()}
+    sizes[target.data_directory] = request.tail.bytes - sum(outside.values())
+    return sizes

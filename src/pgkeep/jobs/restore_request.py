@@ -1,0 +1,81 @@
+"""What a door asks of a restore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pgkeep.jobs.recovery_plan import RecoveryPlan
+from pgkeep.pg.recovery import RecoveryTarget
+from pgkeep.server.tools import Toolbox
+from pgkeep.streams.record import RecordHead, RecordTail
+from pgkeep.vault.wal_archive import WalArchive
+
+WAL_PLAN_FILE = "pgkeep.wal-plan.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRequest:
+    """
+    What a door asks for.
+
+    Attributes:
+        recovery: The chosen base and target.
+        tail: Of the base's record.
+        data_directory: Where to; absolute.
+        tablespaces: OID to absolute directory, for those that do not go where they were.
+        overwrite_existing: Move away what stands there.
+        start: Run phases 4 to 6; otherwise they are prepared and happen when the server is started.
+        archive: Where the WAL comes from.
+        restore_command: Returns it as the restored server will run it, given the path of the restore's WAL plan, and of
+            the socket where pgkeep answers meanwhile, if it does.
+        toolbox: Programs of the backup's major version.
+        timeout_seconds: For phase 4; 0 waits for ever.
+        workers: Threads for the lay-down.
+        user: Who shall own the files; empty to find out.
+        port: The restored server's port; 0 for the one in its configuration.
+        say: Takes one line for the log.
+        warn: Takes one warning.
+    """
+
+    recovery: RecoveryPlan
+    tail: RecordTail
+    data_directory: Path
+    tablespaces: dict[int, Path] = field(default_factory=dict)
+    overwrite_existing: bool = False
+    start: bool = False
+    archive: WalArchive
+    restore_command: Callable[[Path, Path | None], str]
+    toolbox: Toolbox
+    timeout_seconds: int = 3600
+    workers: int = 2
+    user: str = ""
+    port: int = 0
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+
+    @property
+    def base(self) -> RecordHead:
+        """The backup whose files are laid down."""
+        return self.recovery.base
+
+    @property
+    def target(self) -> RecoveryTarget:
+        """Where replay stops, on a timeline named by its number, so that server and plan agree."""
+        return replace(self.recovery.target, timeline=str(int(self.recovery.timeline)))
+
+    @property
+    def major(self) -> int:
+        """The backup's major version."""
+        return self.base.server_version // 10000
+
+    @property
+    def wal_plan_path(self) -> Path:
+        """Where ``archive-get`` finds which WAL this restore cannot do without."""
+        return self.data_directory / WAL_PLAN_FILE
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it goes elsewhere than where it came from."""
+        return str(self.data_directory) != self.base.data_directory
