@@ -137,6 +137,35 @@ def test_beginning_again_clears_the_leftover_only(tmp_path: Path) -> None:
     assert left == {f"data/{MARKER}", f"ts/{MARKER}", "ts/PG_17_202406281/5/1"}
 
 
+def test_a_leftover_does_not_give_away_a_directory_that_was_not_its_own(tmp_path: Path) -> None:
+    """A second try that sends the tablespace elsewhere, to its original place say, must not clear what is there."""
+    target_at(tmp_path / "data", {16390: tmp_path / "mapped"}).begin()
+    touch(tmp_path / f"original/{VERSION_DIRECTORY}/5/1")
+    second = target_at(tmp_path / "data", {16390: tmp_path / "original"})
+
+    with pytest.raises(RestoreRefused) as raised:
+        second.check()
+
+    assert raised.value.message == f"tablespace directory is in use: {tmp_path}/original/{VERSION_DIRECTORY} exists"
+    assert raised.value.hint == "name another directory in the tablespace map, or allow the restore to overwrite"
+    second.check(is_overwritten=True)
+    second.begin()
+    assert (tmp_path / f"original/{VERSION_DIRECTORY}/5/1").exists()
+
+
+def test_a_leftover_of_another_restore_is_not_cleared(tmp_path: Path) -> None:
+    """Two restores did not end, or one of them is still at work: each has only its own tablespace directories."""
+    target_at(tmp_path / "one", {16390: tmp_path / "ts"}).begin()
+    touch(tmp_path / f"ts/{VERSION_DIRECTORY}/5/1")
+    target_at(tmp_path / "two").begin()
+
+    with pytest.raises(RestoreRefused) as raised:
+        target_at(tmp_path / "two", {16390: tmp_path / "ts"}).check()
+
+    assert raised.value.message == f"tablespace directory is in use: {tmp_path}/ts/{VERSION_DIRECTORY} exists"
+    target_at(tmp_path / "one", {16390: tmp_path / "ts"}).check()
+
+
 def test_too_little_space_is_refused_per_file_system() -> None:
     """Directories of one file system are added up, and the message has both numbers."""
     with small_filesystem(100) as path:

@@ -3,7 +3,8 @@ Where a restore puts its files, and whether it may.
 
 Until a restore is complete its target is marked: ``pgkeep.restoring`` stands in each of its directories, and
 ``global/pg_control``, without which no server starts, waits under another name. So whatever kills a restore, what it
-leaves behind cannot be mistaken for a cluster, and the next restore may clear it away.
+leaves behind cannot be mistaken for a cluster, and the next restore may clear it away. The mark names the data
+directory that the restore was for: a tablespace directory is cleared for that one only.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Target:
             raise RestoreRefused(
                 f"a server runs in {self.data_directory}: process {postmaster.pid}", hint="stop it first"
             )
-        if not is_overwritten and not self.is_marked:
+        if not is_overwritten:
             self._check_emptiness()
         self._check_space(sizes or {})
 
@@ -127,15 +128,17 @@ class Target:
         """Make the directories, marked; clear away what a restore that did not end left in them."""
         is_leftover = self.is_marked
         for directory in self.directories:
+            is_own_leftover = is_leftover and self._is_own_leftover(directory)
             _make_directories(directory, self.owner)
             beneath = Beneath(directory, owner=self.owner)
             try:
                 # The mark comes first and goes last: a restore that is killed while it clears is found again.
-                os.close(beneath.create_file(MARKER))
+                if not is_own_leftover:
+                    self._mark(beneath)
                 if directory == self.data_directory:
                     if is_leftover:
                         beneath.clear(keep=frozenset({MARKER, "lost+found"}))
-                elif is_leftover and directory != self.wal_directory:
+                elif is_own_leftover and directory != self.wal_directory:
                     beneath.remove_tree(self.version_directory)
             finally:
                 beneath.close()
@@ -180,11 +183,35 @@ class Target:
                 hint="run pgkeep as root or as the owner of the directory",
             )
 
+    def _mark(self, beneath: Beneath) -> None:
+        descriptor = beneath.create_file(MARKER)
+        try:
+            os.write(descriptor, self._mark_content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @property
+    def _mark_content(self) -> bytes:
+        return os.fsencode(os.path.realpath(self.data_directory)) + b"\n"
+
+    def _is_own_leftover(self, directory: Path) -> bool:
+        """Tell whether the mark in *directory* is that of a restore into this data directory."""
+        try:
+            descriptor = os.open(directory / MARKER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(len(self._mark_content) + 1) == self._mark_content
+
     def _check_emptiness(self) -> None:
-        _check_empty(self.data_directory)
+        is_leftover = self.is_marked
+        if not is_leftover:
+            _check_empty(self.data_directory)
         for directory in self.outside.values():
             version_directory = directory / self.version_directory
-            if os.path.lexists(version_directory):
+            is_cleared = is_leftover and self._is_own_leftover(directory)
+            if os.path.lexists(version_directory) and not is_cleared:
                 raise RestoreRefused(
                     f"tablespace directory is in use: {version_directory} exists",
                     hint="name another directory in the tablespace map, or allow the restore to overwrite",
