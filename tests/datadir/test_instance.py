@@ -143,6 +143,39 @@ def test_a_server_that_takes_too_long_is_reported(make_cluster: MakeCluster, pri
     assert set(seen) == {ServerStatus.STARTING}
 
 
+def test_a_server_that_is_to_stay_follows_its_own_configuration(
+    make_cluster: MakeCluster, private: PrivateAccess, major: int
+) -> None:
+    """Who may enter is said by the file that it names, not by the one that initdb left; and it keeps its own log."""
+    cluster = make_cluster(start=False)
+    data_directory = cluster.data_directory
+    hba_file, included = data_directory.parent / "real_hba.conf", data_directory / "access.conf"
+    hba_file.write_text("local all all trust\n")
+    included.write_text(f"hba_file = '{hba_file}'\nident_file = '/nonexistent/pg_ident.conf'\n")
+    for path in (hba_file, included):
+        server_user().own(path)
+    cluster.configure({"include": "access.conf", "logging_collector": "on", "log_destination": "csvlog"})
+    way_in = {name: private.settings()[name] for name in ("listen_addresses", "unix_socket_directories", "port")}
+    instance = instance_of(cluster)
+
+    instance.start(way_in, is_final=True)
+    try:
+        instance.wait_for(UP, timeout_seconds=30)
+        with connect(private) as connection:
+            rows = connection.execute("SELECT name, setting FROM pg_settings").fetchall()
+    finally:
+        instance.stop()
+
+    names = ("data_directory", "hba_file", "ident_file", "logging_collector", "log_destination")
+    assert {name: setting for name, setting in rows if name in names} == {
+        "data_directory": str(data_directory),
+        "hba_file": str(hba_file),
+        "ident_file": str(data_directory / "pg_ident.conf"),
+        "logging_collector": "on",
+        "log_destination": "csvlog",
+    }
+
+
 def test_a_program_that_is_not_there_is_named(lab_directory: Path) -> None:
     """It is the tool that is missing, not the server that failed."""
     instance = Instance(lab_directory, bin_directory=lab_directory, log_path=lab_directory / "log")

@@ -29,6 +29,8 @@ from pgkeep.errors import RecoveryFailed, ToolError
 POLL_SECONDS = 0.05
 LOG_TAIL_BYTES = 64 << 10
 
+_ACCESS_FILES = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
+
 
 class ServerStatus(enum.Enum):
     """Where a server stands; the values are those of ``postmaster.pid``, but for the first."""
@@ -110,13 +112,15 @@ class Instance:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
-    def start(self, settings: Mapping[str, str], *, config_file: Path | None = None) -> None:
+    def start(self, settings: Mapping[str, str], *, config_file: Path | None = None, is_final: bool = False) -> None:
         """
         Start the server and return without waiting for it.
 
         Args:
             settings: Passed on its command line, where every user of the host can read them; they win over all files.
             config_file: Its ``postgresql.conf`` when that is not in the data directory.
+            is_final: The server is to stay: its configuration says who may enter and where its log goes. Only where it
+                names an access file that is not on this host, the one in the data directory takes its place.
 
         Raises:
             RecoveryFailed: A server runs there already, or pgkeep may not start one for the directory's owner.
@@ -132,7 +136,8 @@ class Instance:
                 hint=f'run pgkeep as root or as "{owner.user_name}"',
             )
         arguments = [str(self._program), "-D", str(self.data_directory)]
-        for name, value in (self._places(config_file) | dict(settings)).items():
+        places = self._lasting_places(config_file, owner) if is_final else self._places(config_file)
+        for name, value in (places | dict(settings)).items():
             arguments += ["-c", f"{name}={value}"]
         is_root = os.geteuid() == 0
         with open(self.log_path, "ab", opener=_open_private) as log:
@@ -230,20 +235,52 @@ class Instance:
 
     def _places(self, config_file: Path | None) -> dict[str, str]:
         """Return settings that keep the server inside its own directory."""
-        places = {
-            "data_directory": str(self.data_directory),
-            "logging_collector": "off",
-            "log_destination": "stderr",
-        }
-        if config_file is not None:
-            places["config_file"] = str(config_file)
+        places = self._main_places(config_file) | {"logging_collector": "off", "log_destination": "stderr"}
         # An empty name is one that cannot be written, which the server complains about: only where there is another.
         if "external_pid_file" in foreign_places(self.data_directory):
             places["external_pid_file"] = ""
-        for setting, name in (("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")):
+        for setting, name in _ACCESS_FILES.items():
             if (self.data_directory / name).exists():
                 places[setting] = str(self.data_directory / name)
         return places
+
+    def _lasting_places(self, config_file: Path | None, owner: Owner) -> dict[str, str]:
+        """Return settings without which the server would not start as its configuration says."""
+        places = self._main_places(config_file)
+        for setting, name in _ACCESS_FILES.items():
+            configured = self._configured(setting, places, owner)
+            if configured and not os.path.exists(configured) and (self.data_directory / name).exists():
+                places[setting] = str(self.data_directory / name)
+        return places
+
+    def _main_places(self, config_file: Path | None) -> dict[str, str]:
+        places = {"data_directory": str(self.data_directory)}
+        if config_file is not None:
+            places["config_file"] = str(config_file)
+        return places
+
+    def _configured(self, setting: str, places: Mapping[str, str], owner: Owner) -> str:
+        """Return what the server makes of *setting*, includes and all; empty when it refuses its configuration."""
+        arguments = [str(self._program), "-D", str(self.data_directory), "-C", setting]
+        for name, value in places.items():
+            arguments += ["-c", f"{name}={value}"]
+        is_root = os.geteuid() == 0
+        try:
+            answer = subprocess.run(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd="/",
+                env=_server_environment(),
+                check=False,
+                user=owner.uid if is_root else None,
+                group=owner.gid if is_root else None,
+                extra_groups=owner.all_groups if is_root else None,
+            )
+        except OSError as error:
+            raise ToolError(f"cannot start {self._program}: {error.strerror}") from error
+        # A configuration that is refused here is refused by the start as well, with the reason in the log.
+        return os.fsdecode(answer.stdout).removesuffix("\n") if answer.returncode == 0 else ""
 
     def _is_alive(self, pid: int) -> bool:
         if self._process is not None and self._process.pid == pid:
