@@ -203,6 +203,44 @@ def test_a_killed_server_counts_as_stopped(make_cluster: MakeCluster, private: P
     instance.stop()
 
 
+_MAKE_UNDER_ATTACK = """
+import os, sys
+from pathlib import Path
+from pgkeep.datadir.instance import PrivateAccess
+from pgkeep.datadir.owner import Owner
+owner, victim = Owner(int(sys.argv[1]), int(sys.argv[2])), sys.argv[3]
+def attack(event, arguments):
+    # Whatever is about to be given away is replaced by a link, as soon as the directory is the attacker's.
+    if event == "os.chown" and os.stat(os.path.dirname(arguments[0])).st_uid == owner.uid:
+        os.unlink(arguments[0])
+        os.symlink(victim, arguments[0])
+sys.addaudithook(attack)
+access = PrivateAccess.make(owner)
+print(*sorted(f"{path.name} {path.stat().st_uid}" for path in [*access.directory.iterdir()]), sep="\\n")
+print(access.directory.stat().st_uid)
+access.remove()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_owner_of_a_private_directory_cannot_make_root_give_away_a_file(tmp_path: Path) -> None:
+    """A link that the server's account puts into the directory while root still works in it is never followed."""
+    victim = tmp_path / "shadow"
+    victim.touch()
+    user = server_user()
+
+    made = subprocess.run(
+        [sys.executable, "-c", _MAKE_UNDER_ATTACK, str(user.uid), str(user.gid), str(victim)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+
+    assert made.stdout.splitlines() == [f"pg_hba.conf {user.uid}", f"pg_ident.conf {user.uid}", str(user.uid)]
+    assert victim.stat().st_uid == 0
+
+
 _START = """
 import sys
 from pathlib import Path

@@ -71,8 +71,9 @@ class PrivateAccess:
         (directory / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
         (directory / "pg_ident.conf").write_text("")
         if os.geteuid() == 0:
-            for path in (directory, *directory.iterdir()):
-                os.chown(path, owner.uid, owner.gid)
+            # The directory goes last: from then on its owner may put links in place of the files.
+            for path in (*directory.iterdir(), directory):
+                os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
         return cls(directory)
 
     def settings(self) -> dict[str, str]:
