@@ -185,6 +185,24 @@ def test_damaged_backups_do_not_count() -> None:
     assert days_kept(plan_retention(heads, RetentionPolicy(count=3), now=NOW)) == [0, 1, 2, 3]
 
 
+def test_backups_without_all_tablespaces_do_not_count() -> None:
+    """What does not bring the whole cluster back is never the reason to delete what does."""
+    heads: list[RecordHead] = []
+    for day in range(3):
+        heads.append(made(day, Level.FULL, heads))
+    heads[2].details["left_out"] = [16390]
+    by_count = plan_retention(heads, RetentionPolicy(count=1), now=NOW)
+    assert days_kept(by_count) == [1, 2]
+    assert [verdict.reason for verdict in by_count.verdicts] == [
+        "older than the newest clean Full",
+        "within the newest clean Full",
+        "within the newest clean Full",
+    ]
+    assert days_kept(plan_retention(heads, RetentionPolicy(window=DAY), now=NOW)) == [1, 2]
+    whole = made(4, Level.DIFFERENTIAL, heads)
+    assert days_kept(plan_retention([*heads, whole], RetentionPolicy(window=DAY), now=NOW)) == [2, 4]
+
+
 def test_a_differential_of_a_damaged_full_is_not_clean() -> None:
     """A window that only such a one would reach is not reached by it."""
     heads: list[RecordHead] = []

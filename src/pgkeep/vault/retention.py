@@ -5,8 +5,9 @@ The rules, which no policy overrides:
 
 1. What a kept backup needs is kept: its base, the record that its file list is in, every backup whose volumes it
    refers to, and so on from those.
-2. A backup with truly bad pages, or one that needs such a one, never counts: count and window are reached with clean
-   backups, and what is newer than the last clean one that counts is kept whatever its state.
+2. A backup with truly bad pages, or one that needs such a one, never counts, nor does one that tablespaces were left
+   out of: count and window are reached with clean backups, and what is newer than the last clean one that counts is
+   kept whatever its state.
 3. From the start of the oldest kept base backup on, all WAL of all timelines is kept. Backups that are kept only for a
    pin keep just the WAL between their own start and stop.
 4. Without a policy nothing is deleted; nor is a backup whose record cannot be read, what that one may need, and then
@@ -194,7 +195,11 @@ def _end_of(head: RecordHead) -> dt.datetime | None:
 
 
 def _is_clean(head: RecordHead, by_id: dict[str, RecordHead]) -> bool:
-    """Tell whether the backup, and all that it needs, is there and has no bad page."""
+    """Tell whether the backup is of a whole cluster, and is there without a bad page, as all that it needs."""
+    # What is left out of a base is not missed by a backup with files of its own: those it holds itself.
+    files_from = by_id.get(head.files_from, head)
+    if files_from.details.get("left_out"):
+        return False
     needed = _closure([head.backup_id], by_id)
     return all(backup_id in by_id and not by_id[backup_id].is_damaged for backup_id in needed)
 
