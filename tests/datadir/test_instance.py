@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, LiteralString, cast
@@ -201,6 +202,38 @@ def test_a_killed_server_counts_as_stopped(make_cluster: MakeCluster, private: P
     assert read_postmaster_file(cluster.data_directory) == postmaster
     assert instance_of(cluster).status() is ServerStatus.STOPPED
     instance.stop()
+
+
+def test_a_log_that_cannot_be_written_goes_to_the_directory_for_temporary_files(
+    make_cluster: MakeCluster, private: PrivateAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server starts all the same, and who is told to look at the log is told where it is."""
+    cluster = make_cluster(start=False, major=18)
+    wanted = cluster.data_directory.parent / "instance.log"
+    wanted.mkdir()
+    temporary = cluster.data_directory.parent / "tmp"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    instance = instance_of(cluster)
+
+    with pytest.raises(RecoveryFailed) as refused:
+        instance.start(private.settings())
+    assert refused.value.message == f"cannot write the server's log: {wanted}: Is a directory"
+    assert refused.value.hint == f"make it writable, or the directory for temporary files, {temporary}"
+
+    temporary.mkdir()
+    instance.start({**private.settings(), "work_mem": "nonsense"})
+    with pytest.raises(RecoveryFailed) as raised:
+        instance.wait_for(UP, timeout_seconds=30)
+    [log_path] = temporary.glob("instance-*.log")
+    assert raised.value.hint == f"see {log_path}"
+    assert 'invalid value for parameter "work_mem": "nonsense"' in "".join(instance.log_tail())
+
+    instance.start(private.settings())
+    try:
+        assert instance.wait_for(UP, timeout_seconds=30) is ServerStatus.READY
+    finally:
+        instance.stop()
+    assert list(temporary.glob("*")) == [log_path]
 
 
 _MAKE_UNDER_ATTACK = """

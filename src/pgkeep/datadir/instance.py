@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.postmaster import read_postmaster_file, running_postmaster
@@ -105,7 +106,8 @@ class Instance:
         Args:
             data_directory: Absolute.
             bin_directory: Where the ``postgres`` of the right major version is.
-            log_path: Takes the server's output, which is appended.
+            log_path: Takes the server's output, which is appended; where it cannot be written, a file under the
+                directory for temporary files does, and ``log_path`` names that from the first start on.
         """
         self.data_directory = data_directory
         self.log_path = log_path
@@ -124,7 +126,8 @@ class Instance:
                 names an access file that is not on this host, the one in the data directory takes its place.
 
         Raises:
-            RecoveryFailed: A server runs there already, or pgkeep may not start one for the directory's owner.
+            RecoveryFailed: A server runs there already, or pgkeep may not start one for the directory's owner, or there
+                is nowhere to write its log.
             ToolError: There is no ``postgres`` to start.
         """
         postmaster = running_postmaster(self.data_directory)
@@ -141,7 +144,7 @@ class Instance:
         for name, value in (places | dict(settings)).items():
             arguments += ["-c", f"{name}={value}"]
         is_root = os.geteuid() == 0
-        with open(self.log_path, "ab", opener=_open_private) as log:
+        with self._opened_log() as log:
             self._log_start = log.tell()
             try:
                 self._process = subprocess.Popen(
@@ -233,6 +236,22 @@ class Instance:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - LOG_TAIL_BYTES))
             return log.read().decode(errors="replace").splitlines()[-lines:]
+
+    def _opened_log(self) -> BinaryIO:
+        try:
+            return open(self.log_path, "ab", opener=_open_private)
+        except OSError as error:
+            problem = error.strerror
+        # Often the parent of a data directory is root's. That is no reason to lose a restore that got this far.
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f"{self.log_path.stem}-", suffix=self.log_path.suffix)
+        except OSError:
+            raise RecoveryFailed(
+                f"cannot write the server's log: {self.log_path}: {problem}",
+                hint=f"make it writable, or the directory for temporary files, {tempfile.gettempdir()}",
+            ) from None
+        self.log_path = Path(name)
+        return os.fdopen(descriptor, "ab")
 
     def _places(self, config_file: Path | None) -> dict[str, str]:
         """Return settings that keep the server inside its own directory."""
