@@ -58,6 +58,9 @@ class RecoveryPlan:
         reach: No commit before *wal_end* is later than this.
         has_hole: Whether more WAL is held, behind a hole that begins at *wal_end*.
         later_tablespaces: Those that later backups know and the base does not: the replay may make them.
+        knows_all_tablespaces: Whether a backup at or after the target says that the replay makes no others.
+        minimums: Settings that must not be lower while WAL is replayed, each as high as any backup on the history knows
+            it.
         notes: What the reader should know, one line each.
     """
 
@@ -71,6 +74,8 @@ class RecoveryPlan:
     reach: dt.datetime
     has_hole: bool = False
     later_tablespaces: Sequence[Tablespace] = ()
+    knows_all_tablespaces: bool = False
+    minimums: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -135,7 +140,18 @@ def plan_recovery(
         raise RestoreRefused(f"no base backup lies on timeline {history.timeline}")
     choice = _choose_base(on_history, target, find_restore_point)
     plan = _check_reach(choice, target, history, wal, now)
-    return replace(plan, later_tablespaces=_later_tablespaces(heads, plan))
+    newest = usable[-1]
+    if target.timeline == "latest" and not history.contains(Timeline(newest.timeline), Lsn.parse(newest.stop_lsn)):
+        plan.notes.append(
+            f"timeline {history.timeline} was written after the newest backup {newest.backup_id}, which is on timeline "
+            f"{newest.timeline}: --target-timeline={newest.timeline} leads there"
+        )
+    return replace(
+        plan,
+        later_tablespaces=_later_tablespaces(heads, plan),
+        minimums=_minimums([head for head in heads if head.backup_id >= plan.base.backup_id and _is_on(history, head)]),
+        knows_all_tablespaces=any(_is_at_or_before(target, head) for head in heads if _is_on(history, head)),
+    )
 
 
 def _choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: WalHoldings) -> TimelineHistory:
@@ -157,9 +173,37 @@ def _choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: W
             known = ", ".join(str(int(timeline)) for timeline in sorted(histories))
             raise RestoreRefused(f"timeline {wanted} is not known: expected one of {known}")
         return histories[wanted]
-    stop = Lsn.parse(newest.stop_lsn)
-    descending = [history for history in histories.values() if history.contains(Timeline(newest.timeline), stop)]
-    return max(descending, key=lambda history: history.timeline)
+    return _liveliest(usable, list(histories.values()), wal)
+
+
+def _liveliest(usable: Sequence[RecordHead], histories: Sequence[TimelineHistory], wal: WalHoldings) -> TimelineHistory:
+    """
+    Return the history on which the cluster lives.
+
+    It is the newest timeline that the newest backup leads to, unless another one that some backup leads to has been
+    written since: that is the cluster after a restore to before its newest backup.
+    """
+
+    def has(history: TimelineHistory, head: RecordHead) -> bool:
+        return history.contains(Timeline(head.timeline), Lsn.parse(head.stop_lsn))
+
+    def last_sign(history: TimelineHistory) -> dt.datetime:
+        times = [_stop_time(head) for head in usable if head.timeline == history.timeline]
+        end = wal.end_of(history.timeline)
+        archived = wal.archived_at(history.timeline, end) if end is not None else None
+        return max([*times, *([archived] if archived is not None else [])], default=_NEVER)
+
+    newest = usable[-1]
+    following = [history for history in histories if has(history, newest)]
+    others = [history for history in histories if history not in following and any(has(history, h) for h in usable)]
+    last = max([_stop_time(newest), *map(last_sign, following)])
+    livelier = max(others, key=last_sign, default=None)
+    if livelier is not None and last_sign(livelier) > last:
+        return livelier
+    return max(following, key=lambda history: history.timeline)
+
+
+_NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
 def _stop_time(head: RecordHead) -> dt.datetime:
@@ -304,18 +348,42 @@ def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[
         return found
     before = base
     for head in heads:
-        if head.backup_id <= base.backup_id or not plan.history.contains(Timeline(head.timeline), _end(head)):
+        if head.backup_id <= base.backup_id or not _is_on(plan.history, head):
             continue
         # They were made after the last backup that does not know them.
-        is_out_of_reach = (target.kind is TargetKind.TIME and target.time <= _stop_time(before)) or (
-            target.kind is TargetKind.LSN and target.lsn <= _end(before)
-        )
-        if is_out_of_reach:
+        if _is_at_or_before(target, before):
             break
         found += [tablespace for tablespace in head.tablespaces if tablespace.oid not in known and tablespace.location]
         known |= {tablespace.oid for tablespace in head.tablespaces}
         before = head
     return found
+
+
+# CheckRequiredParameterValues in src/backend/access/transam/xlogrecovery.c.
+_SETTINGS_OF_REPLAY = (
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+)
+
+
+def _minimums(heads: Sequence[RecordHead]) -> dict[str, int]:
+    """Return the highest value of each setting that a standby must have at least as high as its primary."""
+    known = {name: [head.settings[name] for head in heads if name in head.settings] for name in _SETTINGS_OF_REPLAY}
+    return {name: max(map(int, values)) for name, values in known.items() if values}
+
+
+def _is_on(history: TimelineHistory, head: RecordHead) -> bool:
+    return history.contains(Timeline(head.timeline), _end(head))
+
+
+def _is_at_or_before(target: RecoveryTarget, head: RecordHead) -> bool:
+    """Tell whether replay surely stops at *target* before it passes the end of *head*."""
+    if target.kind is TargetKind.TIME:
+        return target.time <= _stop_time(head)
+    return target.kind is TargetKind.IMMEDIATE or (target.kind is TargetKind.LSN and target.lsn <= _end(head))
 
 
 def _end(head: RecordHead) -> Lsn:

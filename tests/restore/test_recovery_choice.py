@@ -1,0 +1,41 @@
+"""Which backup and which timeline a restore takes: decided without a server."""
+
+from __future__ import annotations
+
+from tests.restore.holdings import Holdings, fork, head, plan
+
+
+def test_timeline_after_a_restore_to_before_the_newest_backup() -> None:
+    """After an in-place restore to before the newest backup, the timeline that the cluster writes now is taken."""
+    heads = [head("full", stop=2), head("differential", stop=9)]
+    holdings = Holdings({1: 10, 2: 7}, fork(2, 1, 5), at={2: 13})
+    found = plan(heads, holdings)
+    assert (found.timeline, found.base.backup_id) == (2, "full")
+    [note] = found.notes
+    assert note == (
+        "timeline 2 was written after the newest backup differential, which is on timeline 1: --target-timeline=1 "
+        "leads there"
+    )
+
+
+def test_old_timeline_that_is_still_written() -> None:
+    """A server that was promoted once for a drill does not take over from the one that is backed up."""
+    heads = [head("full", stop=2), head("branch", stop=6, timeline=2, at=5), head("again", stop=9)]
+    found = plan(heads, Holdings({1: 10, 2: 6}, fork(2, 1, 4), at={2: 5}))
+    assert (found.timeline, found.base.backup_id, found.notes) == (1, "again", [])
+
+
+def test_newest_timeline_that_the_newest_backup_leads_to() -> None:
+    """A promoted server goes on where the newest backup is, even before any of its own WAL is archived."""
+    found = plan([head("full", stop=2)], Holdings({1: 4}, fork(2, 1, 4)))
+    assert (found.timeline, found.notes) == (2, [])
+
+
+def test_settings_raised_after_the_base() -> None:
+    """A setting that a later backup found raised is raised for the replay from an earlier one."""
+    heads = [
+        head("full", stop=2, settings={"max_connections": "100", "max_wal_senders": "10", "port": "5432"}),
+        head("later", stop=9, settings={"max_connections": "300", "max_wal_senders": "5"}),
+    ]
+    found = plan(heads, Holdings({1: 10}), backup_id="full")
+    assert found.minimums == {"max_connections": 300, "max_wal_senders": 10}
