@@ -11,6 +11,8 @@ from pathlib import Path
 from pgkeep.datadir.owner import owner_of_restored_files
 from pgkeep.datadir.target import Target
 from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.original_cluster import OriginalCluster
+from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.set_aside import Aside, set_aside
 
@@ -71,6 +73,9 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         owner=owner,
     )
     later = _check_later_tablespaces(request, target)
+    original = OriginalCluster.of(base) if request.is_copy else None
+    if original is not None:
+        check_clear_of(original, target, request.recovery)
     aside = set_aside(target, now=now, also=later) if request.overwrite_existing else ()
     target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
     lasting: dict[str, str] = {}
@@ -121,6 +126,39 @@ def _check_later_tablespaces(request: RestoreRequest, target: Target) -> list[Pa
             )
         places.append(place)
     return places
+
+
+def check_clear_of(original: OriginalCluster, target: Target, recovery: RecoveryPlan) -> None:
+    """
+    Refuse a copy that would write into the tablespaces of its *original*.
+
+    Replay makes a tablespace where its WAL says, over what is there. One that no backup has seen yet is known from the
+    original's own links only.
+
+    Raises:
+        RestoreRefused: Replay may make a tablespace that the original has, or a directory of the copy's is in use.
+    """
+    places = original.tablespaces()
+    known = {tablespace.oid for tablespace in recovery.base.tablespaces}
+    known |= set(recovery.base.details.get("left_out", ()))
+    for oid, place in places.items():
+        if oid not in known and not recovery.knows_all_tablespaces:
+            raise RestoreRefused(
+                f"the replay may make tablespace {oid} in {place}, where the original in {original.data_directory} "
+                "has its files",
+                hint="make a new backup and restore from that, or restore to an earlier backup's end, or on another "
+                "host",
+            )
+    if original.postmaster is not None:
+        used = {os.path.realpath(place): oid for oid, place in places.items()}
+        for directory in target.outside.values():
+            oid_of_original = used.get(os.path.realpath(directory))
+            if oid_of_original is not None:
+                raise RestoreRefused(
+                    f"{directory} is in use: it is tablespace {oid_of_original} of the server in "
+                    f"{original.data_directory}",
+                    hint="name another directory in the tablespace map",
+                )
 
 
 def _sizes(request: RestoreRequest, target: Target) -> dict[Path, int]:

@@ -1,0 +1,55 @@
+"""A copy beside its original: what the plan of a restore refuses to touch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pgkeep.datadir.target import Target
+from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.original_cluster import OriginalCluster
+from pgkeep.jobs.restore_plan import check_clear_of
+from tests.lab.server_user import server_user
+from tests.restore.conftest import MakeKeeper
+from tests.restore.holdings import Holdings, head, plan
+
+
+def test_tablespace_that_no_backup_has_seen(make_keeper: MakeKeeper, lab_directory: Path) -> None:
+    """A tablespace made after the newest backup is not replayed into, because the original lives in it."""
+    keeper = make_keeper(archive="vault")
+    keeper.backup("full", "local")
+    place = lab_directory / "late"
+    place.mkdir()
+    server_user().own(place)
+    keeper.cluster.sql(f"CREATE TABLESPACE late LOCATION '{place}'")
+    keeper.cluster.sql("CREATE TABLE t TABLESPACE late AS SELECT 1 AS n")
+    keeper.wait_until_archived()
+    oid = keeper.cluster.value("SELECT oid FROM pg_tablespace WHERE spcname = 'late'")
+    where = keeper.cluster.data_directory
+    assert keeper.refuse(f"--pgdata-dir={lab_directory}/copy", "--start") == (
+        8,
+        [
+            f"error: the replay may make tablespace {oid} in {place}, where the original in {where} has its files",
+            "hint: make a new backup and restore from that, or restore to an earlier backup's end, or on another host",
+        ],
+    )
+    assert keeper.restore("--skip-wal-replay").value("SELECT count(*) FROM pg_tablespace") == 2
+
+
+def test_directory_of_the_running_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that the running original has as a tablespace is refused, whatever may be overwritten."""
+    (tmp_path / "data" / "pg_tblspc").mkdir(parents=True)
+    (tmp_path / "data" / "pg_tblspc" / "16500").symlink_to(tmp_path / "fast")
+    original = OriginalCluster(tmp_path / "data")
+    target = Target(
+        data_directory=tmp_path / "copy", version_directory="PG_18_1", tablespaces={16400: tmp_path / "fast"}
+    )
+    recovery = plan([head("a", stop=5, tablespaces=[16500])], Holdings({1: 9}))
+    check_clear_of(original, target, recovery)
+    monkeypatch.setattr(OriginalCluster, "postmaster", property(lambda _: object()))
+    with pytest.raises(RestoreRefused) as refused:
+        check_clear_of(original, target, recovery)
+    assert refused.value.message == (
+        f"{tmp_path}/fast is in use: it is tablespace 16500 of the server in {tmp_path}/data"
+    )
