@@ -17,7 +17,7 @@ from pgkeep.errors import BackupUnusable, RecoveryFailed
 from pgkeep.jobs.archive_service import ArchiveService
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import settings_of_recovery
-from pgkeep.jobs.replay import ReplayEnd, open_private, watch_replay
+from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, check_reached_end, open_private, watch_replay
 from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, fence_settings
@@ -38,7 +38,12 @@ class FencedServer:
         self._superuser = str(request.base.details.get("superuser", "postgres"))
         log_path = data_directory.with_name(f"{data_directory.name}.pgkeep-restore.log")
         self._instance = Instance(data_directory, bin_directory=request.toolbox.directory, log_path=log_path)
-        self._fence = fence_settings(major=request.major, socket_directory=str(access.directory)) | access.settings()
+        self._fence = (
+            fence_settings(major=request.major, socket_directory=str(access.directory))
+            | access.settings()
+            | {name: str(value) for name, value in request.recovery.minimums.items()}
+            | WATCHED_LOG
+        )
         self.archive_socket = access.directory / "archive" / "socket"
 
     def run(self, log: PhaseLog) -> tuple[ReplayEnd, tuple[str, ...]]:
@@ -104,7 +109,10 @@ class FencedServer:
     def _replay(self) -> ReplayEnd:
         target, recovery = self._request.target, self._request.recovery
         if target.kind not in (TargetKind.TIME, TargetKind.IMMEDIATE):
-            return self._attempt(target)
+            end = self._attempt(target)
+            if target.kind is TargetKind.LATEST:
+                check_reached_end(end, recovery, log_path=self._instance.log_path)
+            return end
         try:
             end = self._attempt(target)
         except RecoveryFailed as failure:
@@ -114,6 +122,7 @@ class FencedServer:
         if not end.is_target_met:
             if recovery.has_hole:
                 raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
+            check_reached_end(end, recovery, log_path=self._instance.log_path)
             self._say_end_of_wal(end)
         return end
 

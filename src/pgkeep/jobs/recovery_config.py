@@ -27,6 +27,13 @@ def settings_of_recovery(prepared: PreparedRestore, target: RecoveryTarget, *, s
     recovery = recovery_settings(target, major=request.major, restore_command=command)
     # Whoever starts the server without us must not wake a subscription that takes the publisher's slot.
     settings = recovery | prepared.lasting | {"max_logical_replication_workers": "0"}
+    if not request.start:
+        # Whoever starts it starts it once, to replay and to stay: what was raised since the base is raised here.
+        settings |= {
+            name: str(value)
+            for name, value in request.recovery.minimums.items()
+            if value > int(request.base.settings.get(name, value))
+        }
     if any(not tablespace.location for tablespace in request.base.tablespaces):
         # Without it a server that becomes consistent takes a directory in pg_tblspc for a fault (xlogrecovery.c,
         # CheckTablespaceDirectory), and panics.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import RecoveryFailed, ServerError
+from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.control_file import ClusterState
 from pgkeep.pg.lsn import Lsn, Timeline
@@ -21,6 +23,11 @@ from pgkeep.server import queries
 from pgkeep.server.connection import ConnectionTarget, Server
 
 REPORT_SECONDS = 10.0
+WATCHED_LOG = {"lc_messages": "C", "log_min_messages": "warning"}
+"""Settings under which the server says in English why it stopped replaying."""
+
+_STOPPING = "LOG:  recovery stopping "
+_PAUSED_FOR_SETTINGS = "because of insufficient parameter settings"
 Say = Callable[[str], None]
 
 
@@ -79,7 +86,7 @@ def watch_replay(
     """
     deadline = time.monotonic() + timeout_seconds if timeout_seconds else float("inf")
     if target.action is TargetAction.SHUTDOWN and target.kind is not TargetKind.LATEST:
-        return _wait_for_shutdown(instance, deadline)
+        return _wait_for_shutdown(instance, target, deadline)
     wanted = {ServerStatus.READY, ServerStatus.STANDBY}
     instance.wait_for(wanted, timeout_seconds=_left(deadline))
     progress = _Progress(say)
@@ -101,6 +108,8 @@ def watch_replay(
                 end, is_met = _check_end(server, target, major=major)
                 timeline = queries.identify(server).timeline
                 return ReplayEnd(end, timeline, commit, is_promoted=True, is_target_met=is_met)
+            if paused and lsn:
+                check_pause(instance.log_tail(200), target, Lsn.parse(lsn), log_path=instance.log_path)
             if pauses and paused and lsn:
                 return ReplayEnd(Lsn.parse(lsn), queries.identify(server).timeline, commit, is_promoted=False)
             if lsn:
@@ -108,6 +117,38 @@ def watch_replay(
             if instance.status() is ServerStatus.STOPPED or time.monotonic() > deadline:
                 instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
             time.sleep(0.05)
+
+
+def check_pause(log: Sequence[str], target: RecoveryTarget, lsn: Lsn, *, log_path: Path) -> None:
+    """
+    Raise RecoveryFailed for a replay that is paused at *lsn* for another reason than *target*.
+
+    Args:
+        log: The server's last lines, under ``WATCHED_LOG``.
+        target: What it was to stop at.
+        lsn: Up to where it has replayed.
+        log_path: For the hint.
+    """
+    # From PostgreSQL 14 on replay pauses too where the WAL says that the primary raised max_connections or the like.
+    if target.action is TargetAction.PAUSE and any(_STOPPING in line for line in log):
+        return
+    warnings = [line for line in log if "WARNING:" in line]
+    reason = warnings[-1].partition("WARNING:")[2].strip() if warnings else "its log does not say why"
+    raise RecoveryFailed(f"replay paused at {lsn}, before {target}: {reason}", hint=f"see {log_path}")
+
+
+def check_reached_end(end: ReplayEnd, recovery: RecoveryPlan, *, log_path: Path) -> None:
+    """
+    Raise RecoveryFailed when a replay to the end of the WAL ended before the last segment that is held.
+
+    The server takes a record that it cannot read for the end of the WAL, wherever that record is.
+    """
+    wal = recovery.base.wal
+    if wal is not None and end.lsn + wal.segment_size < recovery.archived_end:
+        raise RecoveryFailed(
+            f"replay ended at {end.lsn}, but WAL is held to {recovery.archived_end}",
+            hint=f"a record in between is damaged: see {log_path}; --target-lsn={end.lsn} restores what comes before",
+        )
 
 
 def _connected(instance: Instance, access: PrivateAccess, superuser: str, deadline: float) -> Server:
@@ -122,11 +163,21 @@ def _connected(instance: Instance, access: PrivateAccess, superuser: str, deadli
             time.sleep(0.05)
 
 
-def _wait_for_shutdown(instance: Instance, deadline: float) -> ReplayEnd:
+def _wait_for_shutdown(instance: Instance, target: RecoveryTarget, deadline: float) -> ReplayEnd:
+    next_look = time.monotonic()
+
+    def look(status: ServerStatus) -> None:
+        nonlocal next_look
+        if status is ServerStatus.STANDBY and time.monotonic() >= next_look:
+            next_look = time.monotonic() + 1
+            log = instance.log_tail(200)
+            if any(_PAUSED_FOR_SETTINGS in line for line in log):
+                lsn = read_control_file(instance.data_directory).min_recovery_lsn or Lsn(0)
+                check_pause(log, target, lsn, log_path=instance.log_path)
+
     # PostgreSQL 12 promotes at the end of WAL whatever it was told to do at a target that did not come.
-    if instance.wait_for({ServerStatus.STOPPED, ServerStatus.READY}, timeout_seconds=_left(deadline)) is not (
-        ServerStatus.STOPPED
-    ):
+    ends = {ServerStatus.STOPPED, ServerStatus.READY}
+    if instance.wait_for(ends, timeout_seconds=_left(deadline), tick=look) is not ServerStatus.STOPPED:
         raise RecoveryFailed(
             f"the server in {instance.data_directory} was promoted at the end of the WAL, which came before the target",
             hint="the WAL held does not reach the target",
