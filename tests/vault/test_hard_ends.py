@@ -115,6 +115,35 @@ def test_an_error_of_the_source_leaves_nothing(cluster: ClusterVault) -> None:
     assert not cluster.backup_directory(FULL).exists()
 
 
+_KILLED_WHILE_GIVING_UP = """
+import os, sys
+from pathlib import Path
+from pgkeep.vault.layout import MANIFEST_FILE
+from pgkeep.vault.vault import Vault
+def kill(event, arguments):
+    if event == "shutil.rmtree":
+        os._exit(9)
+sys.addaudithook(kill)
+cluster = Vault.open(Path(sys.argv[1])).cluster("main")
+with cluster.begin_backup(sys.argv[2]) as sink:
+    # The record has its name, and the sync that makes it durable fails.
+    (sink.directory / MANIFEST_FILE).write_bytes((cluster.backup_directory(sys.argv[3]) / MANIFEST_FILE).read_bytes())
+    raise OSError(5, "Input/output error")
+"""
+
+
+def test_giving_up_takes_the_record_away_first(vault: Vault, cluster: ClusterVault) -> None:
+    """Killed before the volumes are gone, it leaves a leftover and no backup that is half there."""
+    store(cluster, [detached(f"{ROOT}/base/a", 10)])
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    program = [sys.executable, "-c", _KILLED_WHILE_GIVING_UP, str(vault.path), NEXT_FULL, FULL]
+    assert subprocess.run(program, env=environment, check=False).returncode == 9
+    assert [head.backup_id for head in cluster.backups()] == [FULL]
+    assert cluster.leftovers() == [NEXT_FULL]
+    assert (cluster.backup_directory(NEXT_FULL) / "volume-00.tar.zst").exists()
+    assert verify(cluster).is_clean
+
+
 def test_memory_does_not_grow_with_files(cluster: ClusterVault, vault: Vault) -> None:
     """200,000 files stored, indexed, referred to and read back within 150 MiB."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "src")])}

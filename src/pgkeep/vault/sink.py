@@ -249,6 +249,11 @@ class VaultSink:
 
     def _give_up(self) -> None:
         self._is_over = True
+        # The record may have its name already, when only the directory could not be synced: it goes first, or a kill
+        # in the middle would leave a backup without its volumes.
+        with contextlib.suppress(OSError):
+            os.unlink(self.directory / MANIFEST_FILE)
+            os.fsync(self._directory_fd)
         # What cannot be removed now is a leftover like that of a killed job.
         shutil.rmtree(self.directory, ignore_errors=True)
         self._release()
