@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class RestoreRequest:
         timeout_seconds: For phase 4; 0 waits for ever.
         workers: Threads for the lay-down.
         user: Who shall own the files; empty to find out.
+        tablespace_bytes: How much of the backup goes into each tablespace, by OID.
         port: The restored server's port; 0 for the one in its configuration.
         say: Takes one line for the log.
         warn: Takes one warning.
@@ -51,6 +53,7 @@ class RestoreRequest:
     timeout_seconds: int = 3600
     workers: int = 2
     user: str = ""
+    tablespace_bytes: dict[int, int] = field(default_factory=dict)
     port: int = 0
     say: Callable[[str], None]
     warn: Callable[[str], None]
@@ -77,5 +80,12 @@ class RestoreRequest:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it goes elsewhere than where it came from."""
+        """Whether it goes to another directory than where it came from."""
         return str(self.data_directory) != self.base.data_directory
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it certainly goes elsewhere than where it came from: another directory, or another host."""
+        # A backup over the stream records the server's address at most, which says nothing of this host.
+        is_known = self.base.transport == "local" and bool(self.base.host)
+        return self.is_copy or (is_known and self.base.host != socket.gethostname())
