@@ -91,7 +91,7 @@ def wal_plan(recovery: RecoveryPlan) -> WalPlan:
             fork = history.fork_of(timeline)
             first = WalSegment.containing(position, timeline=timeline, size=size)
             # The segment in which a timeline ends is archived under the next one's name.
-            end = recovery.archived_end if fork is None else Lsn(fork - fork % size)
+            end = recovery.archived_end if fork is None else min(recovery.archived_end, Lsn(fork - fork % size))
             if end > first.start_lsn:
                 needed.append((first.name, WalSegment.ending_at(end, timeline=timeline, size=size).name))
             if fork is not None:
