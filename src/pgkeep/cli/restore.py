@@ -47,6 +47,7 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
     from pgkeep.jobs.restore_plan import prepare
     from pgkeep.jobs.restore_request import RestoreRequest
     from pgkeep.server.tools import toolbox_for_server
+    from pgkeep.vault.survey import survey
     from pgkeep.vault.wal_view import WalView
 
     settings, now = call.settings, dt.datetime.now(dt.UTC)
@@ -75,6 +76,7 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
             toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=call.bin_dir),
             timeout_seconds=settings.number("restore_timeout"),
             workers=call.workers,
+            tablespace_bytes=survey(backup).tablespace_bytes,
             user=settings.text("unix_user") or "",
             port=settings.optional_number("port") or 0,
             say=say,

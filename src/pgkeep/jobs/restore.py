@@ -20,6 +20,7 @@ from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, w
 from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.set_aside import move_all
 from pgkeep.streams.item import DetachedItem, StreamedItem
 
 
@@ -52,8 +53,8 @@ def restore(prepared: PreparedRestore, supply: Supply) -> RestoreResult:
     request = prepared.request
     log = PhaseLog(request.say)
     log.done("OK")
+    move_all(prepared.aside)
     for aside in prepared.aside:
-        aside.move()
         request.say(f"moved {aside.path} to {aside.new_path}")
     files, size = _lay_down(prepared, supply)
     log.done(f"{size_text(size)} restored in {files} files")
@@ -79,7 +80,7 @@ def restore(prepared: PreparedRestore, supply: Supply) -> RestoreResult:
 
 def _say_what_is_left(request: RestoreRequest) -> None:
     request.say("the server was not started: its next start replays to the target")
-    if request.is_copy:
+    if request.is_elsewhere:
         request.say("archiving is off in this copy; ALTER SYSTEM RESET archive_mode brings it back")
     request.say("logical replication is off until ALTER SYSTEM RESET max_logical_replication_workers")
 

@@ -50,10 +50,22 @@ class PreparedRestore:
         yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
         yield f"programs: {request.toolbox}"
         yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"
+        yield from self._archiving_lines()
         for tablespace in recovery.later_tablespaces:
             yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}, which must exist"
         for note in recovery.notes:
             yield f"note: {note}"
+
+    def _archiving_lines(self) -> Iterator[str]:
+        """Say where the WAL will go when the place alone does not tell whether this is a copy."""
+        request, base = self.request, self.request.base
+        if request.is_copy:
+            return
+        if request.is_elsewhere:
+            yield f"archiving: off, since the backup was made on {base.host} and this is another host"
+        elif base.transport != "local" and base.settings.get("archive_mode", "off") != "off":
+            yield f"archiving: on, by {base.settings.get('archive_command') or base.settings.get('archive_library')}"
+            yield "  if the original still runs on another host: keep this one from archiving before it is started"
 
 
 def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
@@ -79,7 +91,7 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
     aside = set_aside(target, now=now, also=later) if request.overwrite_existing else ()
     target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
     lasting: dict[str, str] = {}
-    if request.is_copy:
+    if request.is_elsewhere:
         # A copy must never write into the archive of the server that it was copied from.
         lasting["archive_mode"] = "off"
     if request.port:
@@ -162,7 +174,7 @@ def check_clear_of(original: OriginalCluster, target: Target, recovery: Recovery
 
 
 def _sizes(request: RestoreRequest, target: Target) -> dict[Path, int]:
-    outside = {t.oid: t.size_bytes for t in request.base.tablespaces if t.oid in target.outside}
+    outside = {oid: request.tablespace_bytes.get(oid, 0) for oid in target.outside}
     sizes = {target.outside[oid]: size for oid, size in outside.items()}
     sizes[target.data_directory] = request.tail.bytes - sum(outside.values())
     return sizes

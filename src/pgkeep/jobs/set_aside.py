@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,19 @@ class Aside:
         sync_directory(self.path.parent)
 
 
+def move_all(asides: Sequence[Aside]) -> None:
+    """Move all of them, or none: raise RestoreRefused when one cannot be moved, with the others back in place."""
+    done: list[Aside] = []
+    for aside in asides:
+        try:
+            aside.move()
+        except OSError as error:
+            for moved in reversed(done):
+                os.rename(moved.new_path, moved.path)
+            raise RestoreRefused(f"cannot rename {aside.path} out of the way: {error.strerror}") from error
+        done.append(aside)
+
+
 def set_aside(target: Target, *, now: dt.datetime, also: Iterable[Path] = ()) -> list[Aside]:
     """
     Return what must be renamed before *target* can be laid down: the data directory and the tablespaces' own.
@@ -36,7 +49,8 @@ def set_aside(target: Target, *, now: dt.datetime, also: Iterable[Path] = ()) ->
         also: More tablespaces, which the replay will make anew.
 
     Raises:
-        RestoreRefused: A data directory is a mount point or a link, which a rename cannot move.
+        RestoreRefused: A data directory is a mount point or a link, which a rename cannot move, or its parent is not
+            ours to change.
     """
     suffix = f".old.{now.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}"
     found = []
@@ -50,6 +64,11 @@ def set_aside(target: Target, *, now: dt.datetime, also: Iterable[Path] = ()) ->
             raise RestoreRefused(
                 f"{directory} is {kind}: it cannot be renamed out of the way",
                 hint="empty it yourself, or restore into another directory",
+            )
+        if not os.access(directory.parent, os.W_OK | os.X_OK):
+            raise RestoreRefused(
+                f"{directory} cannot be renamed out of the way: no right to write in {directory.parent}",
+                hint="run pgkeep as root, or empty the directory yourself",
             )
         found.append(Aside(directory, directory.with_name(directory.name + suffix)))
     return found
