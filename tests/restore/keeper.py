@@ -241,12 +241,7 @@ class Keeper:
         outcome = self.run(
             "restore",
             *("--json", f"--bin-dir={self.cluster.installation.bin_dir}", f"--port={port}"),
-            *(
-                []
-                if any(str(word).startswith("--pgdata-dir") for word in arguments)
-                else [f"--pgdata-dir={data_directory}"]
-            ),
-            "--start" if start else "--no-start",
+            *(f"--pgdata-dir={data_directory}", "--start" if start else "--no-start"),
             *arguments,
         )
         restored = Restored(self.cluster.installation, data_directory, port, outcome)
