@@ -220,6 +220,70 @@ def test_missing_and_damaged_wal_is_found(cluster: ClusterVault) -> None:
     assert len(found) == 2
 
 
+# Name, numbers of the segments held of timelines 1, 2 and 3, known gap, what is found. The backup starts in segment 4;
+# timeline 2 begins in the middle of segment 7, timeline 3 at the very start of segment 9.
+FORKS: list[tuple[str, tuple[list[int], list[int], list[int]], tuple[str, str] | None, list[str]]] = [
+    ("whole", ([4, 5, 6, 7], [7, 8, 9], [9, 10]), None, []),
+    ("the last segment of timeline 1 was never complete", ([4, 5, 6], [7, 8], [9]), None, []),
+    ("nothing of timeline 3 yet", ([4, 5, 6], [7, 8], []), None, []),
+    (
+        "the start of timeline 2",
+        ([4, 5, 6, 7], [8], [9]),
+        None,
+        ["wal/00000002: WAL is missing between 000000010000000000000006 and 000000020000000000000008"],
+    ),
+    (
+        "the end of timeline 1",
+        ([4, 5], [7, 8], [9]),
+        None,
+        ["wal/00000002: WAL is missing between 000000010000000000000005 and 000000020000000000000007"],
+    ),
+    (
+        "all of timeline 2",
+        ([4, 5, 6], [], [9]),
+        None,
+        ["wal/00000003: WAL is missing between 000000010000000000000006 and 000000030000000000000009"],
+    ),
+    (
+        "all of timeline 1",
+        ([], [7, 8], [9]),
+        None,
+        [f"wal/00000002: WAL is missing between the start of backup {FULL} and 000000020000000000000007"],
+    ),
+    ("it is known", ([4, 5, 6, 7], [8], [9]), ("0/00700000", "0/00800000"), []),
+]
+
+
+@pytest.mark.parametrize(("held", "gap", "expected"), [row[1:] for row in FORKS], ids=[row[0] for row in FORKS])
+def test_a_hole_where_timelines_fork_is_found(
+    cluster: ClusterVault,
+    held: tuple[list[int], list[int], list[int]],
+    gap: tuple[str, str] | None,
+    expected: list[str],
+) -> None:
+    """Replay of a kept backup passes from timeline to timeline, and each must begin where the one before was left."""
+    for timeline, numbers in enumerate(held, 1):
+        archive_wal(cluster, *numbers, timeline=timeline)
+    cluster.archive.put("00000002.history", [b"1\t0/00780000\tpromoted\n"])
+    cluster.archive.put("00000003.history", [b"1\t0/00780000\tpromoted\n2\t0/00900000\tpromoted\n"])
+    head = head_of(FULL, timeline=1, start_lsn="0/00400028", stop_lsn="0/00400100")
+    if gap is not None:
+        head.wal_gaps.append(WalRange(timeline=2, start=gap[0], stop=gap[1], segment_size=1 << 20))
+    store(cluster, [], head=head)
+    assert [str(finding) for finding in verify(cluster).findings] == expected
+
+
+def test_a_fork_that_no_backup_leads_to_needs_no_wal(cluster: ClusterVault) -> None:
+    """A backup that was made after the fork, or that ended on the branch that was left, does not pass it."""
+    archive_wal(cluster, 4, 5, 6, 7, 8)
+    archive_wal(cluster, 8, 9, timeline=2)
+    cluster.archive.put("00000002.history", [b"1\t0/00680000\tpromoted\n"])
+    store(cluster, [], head=head_of(FULL, timeline=1, start_lsn="0/00600028", stop_lsn="0/00700000"))
+    later = head_of(DIFFERENTIAL, timeline=2, start_lsn="0/00800028", stop_lsn="0/00900000")
+    store(cluster, [], DIFFERENTIAL, head=later)
+    assert verify(cluster).is_clean
+
+
 def test_verifying_what_is_not_there_is_an_error(cluster: ClusterVault) -> None:
     """A backup that the vault does not have is not called clean."""
     with pytest.raises(VaultError) as caught:

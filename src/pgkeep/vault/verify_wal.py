@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pgkeep.errors import PgkeepError
 from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.wal import is_history_name, segments_between
+from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.pg.wal import WalSegment, is_history_name, segments_between
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
 from pgkeep.vault.verify_report import Finding, VerifyReport
 from pgkeep.vault.wal_archive import WalArchive
-from pgkeep.vault.wal_holdings import files, missing, ranges, timelines
+from pgkeep.vault.wal_holdings import HeldRange, files, missing, ranges, timelines
 
 _BATCH = 256
 
@@ -57,20 +59,77 @@ def find_missing_wal(archive: WalArchive, heads: Iterable[RecordHead], *, report
 
 def find_holes(cluster: ClusterVault, heads: Sequence[RecordHead], *, report: VerifyReport) -> None:
     """Look for WAL that is missing after the oldest base backup, unless a record says so or only a pin keeps it."""
-    starts = [
-        Lsn.parse(head.start_lsn)
-        for head in heads
-        if head.has_files and head.start_lsn and not cluster.is_pinned(head.backup_id)
-    ]
-    if not starts:
+    bases = [head for head in heads if head.has_files and head.start_lsn and not cluster.is_pinned(head.backup_id)]
+    if not bases:
         return
     known = [(Lsn.parse(gap.start), Lsn.parse(gap.stop)) for head in heads for gap in head.wal_gaps]
+    oldest = min(Lsn.parse(base.start_lsn) for base in bases)
     for before, after in itertools.pairwise(ranges(cluster.archive)):
-        if before.timeline != after.timeline or before.end_lsn < min(starts):
+        if before.timeline != after.timeline or before.end_lsn < oldest:
             continue
         if not any(start <= before.end_lsn and after.start_lsn <= stop for start, stop in known):
             what = f"WAL is missing between {before.last.name} and {after.first.name}"
             report.find(Finding("", f"wal/{before.timeline.hex}", "", what))
+    # The histories of two timelines share their older forks: each hole is reported once.
+    found: dict[str, Finding] = {}
+    for history in _histories(cluster.archive, bases):
+        for finding in _holes_at_forks(cluster.archive, history, bases, known):
+            found.setdefault(finding.what, finding)
+    for finding in found.values():
+        report.find(finding)
+
+
+def _histories(archive: WalArchive, bases: Sequence[RecordHead]) -> Iterator[TimelineHistory]:
+    """Yield the history of each timeline that forked from another, as the archive has it or else a record."""
+    recorded = {head.timeline: head.history for head in bases if head.history}
+    for timeline in timelines(archive):
+        # A history file that cannot be read has a finding of its own.
+        with contextlib.suppress(PgkeepError):
+            text = archive.history(timeline) or recorded.get(timeline)
+            if text:
+                yield TimelineHistory.parse(text, timeline=timeline)
+
+
+def _holes_at_forks(
+    archive: WalArchive, history: TimelineHistory, bases: Sequence[RecordHead], known: Sequence[tuple[Lsn, Lsn]]
+) -> Iterator[Finding]:
+    """Yield what is missing where *history* passes from one timeline to the next, after its oldest base backup."""
+    on_history = [base for base in bases if _lies_on(history, base)]
+    if not on_history:
+        return
+    oldest = min(on_history, key=lambda base: Lsn.parse(base.start_lsn))
+    start = Lsn.parse(oldest.start_lsn)
+    before: HeldRange | None = None
+    for after in _held_along(archive, history, start):
+        if before is None:
+            # Holes within the timeline of the backup are looked for elsewhere.
+            is_hole = after.timeline != history.timeline_at(start) and after.start_lsn > start
+            end, what = start, f"WAL is missing between the start of backup {oldest.backup_id} and {after.first.name}"
+        else:
+            is_hole = after.timeline != before.timeline and after.start_lsn > before.end_lsn
+            end, what = before.end_lsn, f"WAL is missing between {before.last.name} and {after.first.name}"
+        if is_hole and not any(first <= end and after.start_lsn <= last for first, last in known):
+            yield Finding("", f"wal/{after.timeline.hex}", "", what)
+        before = after
+
+
+def _lies_on(history: TimelineHistory, base: RecordHead) -> bool:
+    return bool(base.timeline and base.stop_lsn) and history.contains(Timeline(base.timeline), Lsn.parse(base.stop_lsn))
+
+
+def _held_along(archive: WalArchive, history: TimelineHistory, start: Lsn) -> Iterator[HeldRange]:
+    """Yield what is held of the segments that recovery along *history* reads from *start* on, oldest first."""
+    size = archive.segment_size
+    for timeline in history.timelines:
+        switch = history.fork_of(timeline)
+        first = max(history.begin_of(timeline), start) // size
+        for held in ranges(archive, timeline):
+            # The segment of the switch is read under the name of the next timeline, which holds all of it.
+            last = held.last.number if switch is None else min(held.last.number, switch // size - 1)
+            if max(held.first.number, first) <= last:
+                yield HeldRange(
+                    WalSegment(timeline, max(held.first.number, first), size), WalSegment(timeline, last, size)
+                )
 
 
 def all_wal(archive: WalArchive) -> Iterator[str]:
