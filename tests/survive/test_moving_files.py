@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -74,11 +73,11 @@ def test_everything_changes_in_the_middle(
             if middle is not None:
                 job.wait_until_stopped()
             else:
+                # Stopped, it would keep the server from dropping a database: that waits for every process.
                 job.wait_for_line("backup start")
-                job.send(signal.SIGSTOP)
             change_everything(cluster, strategy)
             load.wait_for(5)
-            outcome = job.go_on()
+            outcome = job.go_on() if middle is not None else job.end()
         assert outcome.status == 0, outcome.lines
         assert outcome.warnings == []
     digests = digest_all(cluster)
