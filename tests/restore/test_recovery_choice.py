@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pgkeep.errors import RestoreRefused
 from tests.restore.holdings import Holdings, fork, head, plan
 
 
@@ -39,3 +42,16 @@ def test_settings_raised_after_the_base() -> None:
     ]
     found = plan(heads, Holdings({1: 10}), backup_id="full")
     assert found.minimums == {"max_connections": 300, "max_wal_senders": 10}
+
+
+def test_backup_without_some_tablespaces() -> None:
+    """A backup that left tablespaces out is taken only when it is named, and says what will be missing."""
+    lacking = head("lacking", stop=4, details={"left_out": [16400]})
+    holdings = Holdings({1: 5})
+    assert plan([head("full", stop=2), lacking], holdings).base.backup_id == "full"
+    [note] = plan([head("full", stop=2), lacking], holdings, backup_id="lacking").notes
+    assert note == "backup lacking was made without tablespace 16400: what is in it will be missing"
+    with pytest.raises(RestoreRefused) as refused:
+        plan([lacking], holdings)
+    assert refused.value.message == "every base backup on timeline 1 was made without some tablespaces"
+    assert refused.value.hint == "to do without them, name one: --backup-id=lacking"

@@ -109,7 +109,7 @@ def plan_recovery(
     *,
     now: dt.datetime,
     backup_id: str = "",
-    find_restore_point: Callable[[str], Lsn | None] | None = None,
+    find_restore_point: Callable[[str, TimelineHistory], Lsn | None] | None = None,
 ) -> RecoveryPlan:
     """
     Choose the base and the timeline for *target*.
@@ -120,7 +120,8 @@ def plan_recovery(
         wal: The archived WAL.
         now: The present; aware.
         backup_id: Take this base and no other; empty to choose.
-        find_restore_point: Looks a restore point's name up in the archived WAL; None when that can't be done.
+        find_restore_point: Looks a restore point's name up in the archived WAL of a history; None when that can't be
+            done.
 
     Raises:
         RestoreRefused: No backup, or the target is out of reach; the message names the nearest moment that is not.
@@ -138,8 +139,25 @@ def plan_recovery(
             raise RestoreRefused(f"backup {backup_id} {why}", hint="pgkeep info lists the backups and their timelines")
     if not on_history:
         raise RestoreRefused(f"no base backup lies on timeline {history.timeline}")
-    choice = _choose_base(on_history, target, find_restore_point)
+    notes = []
+    if not backup_id:
+        whole = [head for head in on_history if not head.details.get("left_out")]
+        if not whole:
+            raise RestoreRefused(
+                f"every base backup on timeline {history.timeline} was made without some tablespaces",
+                hint=f"to do without them, name one: --backup-id={on_history[-1].backup_id}",
+            )
+        on_history = whole
+    elif on_history[0].details.get("left_out"):
+        oids = ", ".join(map(str, on_history[0].details["left_out"]))
+        notes.append(f"backup {backup_id} was made without tablespace {oids}: what is in it will be missing")
+
+    def find_on_history(name: str) -> Lsn | None:
+        return find_restore_point(name, history) if find_restore_point is not None else None
+
+    choice = _choose_base(on_history, target, find_on_history)
     plan = _check_reach(choice, target, history, wal, now)
+    plan.notes.extend(notes)
     newest = usable[-1]
     if target.timeline == "latest" and not history.contains(Timeline(newest.timeline), Lsn.parse(newest.stop_lsn)):
         plan.notes.append(
@@ -213,7 +231,7 @@ def _stop_time(head: RecordHead) -> dt.datetime:
 def _choose_base(
     candidates: Sequence[RecordHead],
     target: RecoveryTarget,
-    find_restore_point: Callable[[str], Lsn | None] | None,
+    find_restore_point: Callable[[str], Lsn | None],
 ) -> tuple[RecordHead, list[str]]:
     notes: list[str] = []
     oldest = candidates[0]
@@ -238,7 +256,7 @@ def _choose_base(
     if target.kind is TargetKind.XID:
         return _choose_base_for_transaction(candidates, target.xid)
     if target.kind is TargetKind.NAME:
-        place = find_restore_point(target.name) if find_restore_point is not None else None
+        place = find_restore_point(target.name)
         if place is None:
             notes.append(
                 f'restore point "{target.name}" was not seen in the archived WAL; starting from the oldest base'

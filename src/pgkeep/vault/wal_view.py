@@ -55,13 +55,16 @@ class WalView:
         identity = self._archive.identify(segment.name) if segment.end_lsn == end else None
         return dt.datetime.fromtimestamp(identity.mtime_ns / 1e9, dt.UTC) if identity is not None else None
 
-    def restore_point(self, name: str) -> Lsn | None:
-        """Return where the newest restore point called *name* is; None when the archived WAL does not show it."""
-        for timeline in reversed(timelines(self._archive)):
+    def restore_point(self, name: str, history: TimelineHistory) -> Lsn | None:
+        """Return where *history* has its newest restore point called *name*; None when its WAL does not show it."""
+        for timeline in reversed(history.timelines):
+            fork = history.fork_of(timeline)
             for held in reversed(list(ranges(self._archive, timeline))):
                 segment = held.last
                 while segment.number >= held.first.number:
-                    found = self._find(segment, name)
+                    # What was written past the fork belongs to another history.
+                    is_on_history = fork is None or segment.start_lsn < fork
+                    found = self._find(segment, name, before=fork) if is_on_history else None
                     if found is not None:
                         return found
                     if segment.number == 0:
@@ -69,13 +72,14 @@ class WalView:
                     segment = WalSegment(segment.timeline, segment.number - 1, segment.size)
         return None
 
-    def _find(self, segment: WalSegment, name: str) -> Lsn | None:
+    def _find(self, segment: WalSegment, name: str, *, before: Lsn | None) -> Lsn | None:
         """Return the last place of restore point *name* in *segment*, which is looked through piece by piece."""
         position, tail, last = 0, b"", None
         for piece in self._archive.read(segment.name):
             content = tail + bytes(piece)
             for offset in find_restore_point(content, name):
-                last = Lsn(segment.start_lsn + position - len(tail) + offset)
+                place = Lsn(segment.start_lsn + position - len(tail) + offset)
+                last = place if before is None or place < before else last
             position += len(piece)
             tail = content[-RECORD_BYTES:]
         return last
