@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.errors import RecoveryFailed
-from pgkeep.jobs.replay import ReplayEnd, check_pause, check_reached_end
+from pgkeep.errors import RecoveryFailed, ServerError
+from pgkeep.jobs.replay import ReplayEnd, check_pause, check_reached_end, is_lasting
 from pgkeep.pg.lsn import Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
 from tests.restore.holdings import Holdings, head, lsn, plan
@@ -46,3 +46,19 @@ def test_pause_for_another_reason(action: TargetAction) -> None:
         "parameter settings"
     )
     assert failed.value.hint == f"see {LOG}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "lasts"),
+    [
+        ("the database system is starting up", False),
+        ("the database system is not yet accepting connections", False),
+        ("Connection refused", False),
+        ('database "postgres" does not exist', True),
+        ('role "postgres" is not permitted to log in', True),
+        ('database "postgres" is not currently accepting connections', True),
+    ],
+)
+def test_refusal_that_waiting_does_not_mend(reason: str, lasts: bool) -> None:
+    """A server that does not let anybody in yet is asked again; one that never will is not."""
+    assert is_lasting(ServerError(f"cannot connect to PostgreSQL at /run:5432 as postgres: {reason}")) == lasts

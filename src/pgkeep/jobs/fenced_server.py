@@ -17,11 +17,10 @@ from pgkeep.errors import BackupUnusable, RecoveryFailed
 from pgkeep.jobs.archive_service import ArchiveService
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import settings_of_recovery
-from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, check_reached_end, open_private, watch_replay
+from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
 from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, fence_settings
-from pgkeep.server import queries
 from pgkeep.server.connection import fetch
 from pgkeep.wire.archive_packets import Operation
 
@@ -72,10 +71,18 @@ class FencedServer:
             log.done(f"replay ended at {end.lsn}, {'promoted to' if end.is_promoted else 'on'} timeline {end.timeline}")
             databases = self._finish(end, log)
             finished = True
+        except ReplayOverdue as overdue:
+            finished = True
+            overdue.hint += f"; to look: {self._way_in}"
+            raise
         finally:
             if not finished:
                 self._instance.stop()
         return end, databases
+
+    @property
+    def _way_in(self) -> str:
+        return f"psql -h {self._access.directory} -p {self._access.port} -U {self._superuser}"
 
     def _finish(self, end: ReplayEnd, log: PhaseLog) -> tuple[str, ...]:
         request, access = self._request, self._access
@@ -87,8 +94,8 @@ class FencedServer:
         databases = _ask_every_database(access, self._superuser)
         if not end.is_promoted:
             log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
-            request.say(f"to look: psql -h {access.directory} -p {access.port} -U {self._superuser}")
-            request.say("to open it: SELECT pg_wal_replay_resume(), then restart it")
+            request.say(f"to look: {self._way_in}")
+            request.say("to open it: SELECT pg_wal_replay_resume(), then stop it and start it: not pg_ctl restart")
             return databases
         self._lift_fence()
         log.done(f"every database answers ({len(databases)})")
@@ -115,6 +122,8 @@ class FencedServer:
             return end
         try:
             end = self._attempt(target)
+        except ReplayOverdue:
+            raise
         except RecoveryFailed as failure:
             if recovery.has_hole:
                 raise
@@ -139,6 +148,8 @@ class FencedServer:
         append_settings(self._prepared.target.data_directory, settings, owner=self._prepared.target.owner)
         try:
             end = self._attempt(latest)
+        except ReplayOverdue:
+            raise
         except RecoveryFailed:
             raise failure from None
         if target.kind is TargetKind.IMMEDIATE:
@@ -160,14 +171,17 @@ class FencedServer:
     def _lift_fence(self) -> None:
         """Stop the server, take the recovery settings out, and start it as its own configuration says."""
         data_directory, lasting = self._prepared.target.data_directory, self._prepared.lasting
-        self._instance.stop()
+        # A checkpoint of all that was replayed may take its time: nobody who waits for hours wants to lose it here.
+        timeout = max(300, self._request.timeout_seconds) if self._request.timeout_seconds else 7 * 86400
+        self._instance.stop(timeout_seconds=timeout)
         settings = settings_of_recovery(self._prepared, self._request.target, socket=self.archive_socket)
         remove_settings(data_directory, settings, owner=self._owner)
         remove_signals(data_directory)
         remove_file(self._request.wal_plan_path)
         append_settings(data_directory, lasting, owner=self._owner)
-        self._instance.start(lasting)
-        self._instance.wait_for({ServerStatus.READY}, timeout_seconds=300)
+        # Its own configuration from here on; what lasts is in postgresql.auto.conf.
+        self._instance.start({}, is_final=True)
+        self._instance.wait_for({ServerStatus.READY}, timeout_seconds=timeout)
 
 
 def _disable_subscriptions(access: PrivateAccess, superuser: str) -> str:
@@ -187,7 +201,11 @@ def _disable_subscriptions(access: PrivateAccess, superuser: str) -> str:
 
 def _database_names(access: PrivateAccess, superuser: str) -> list[str]:
     with open_private(access, superuser=superuser) as server:
-        return [database.name for database in queries.databases(server) if database.allows_connections]
+        # A connection limit of -2 marks what an interrupted DROP DATABASE left: nobody can connect to it.
+        rows = server.rows(
+            'SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname COLLATE "C"'
+        )
+    return [name for (name,) in rows]
 
 
 def _ask_every_database(access: PrivateAccess, superuser: str) -> tuple[str, ...]:

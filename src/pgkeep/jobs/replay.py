@@ -51,8 +51,20 @@ class ReplayEnd:
     is_target_met: bool = True
 
 
-def open_private(access: PrivateAccess, *, superuser: str, dbname: str = "postgres") -> Server:
-    """Connect through the private socket as the cluster's first superuser."""
+class ReplayOverdue(RecoveryFailed):
+    """The replay goes on, longer than anybody wanted to watch it; the server runs."""
+
+
+def open_private(access: PrivateAccess, *, superuser: str, dbname: str = "") -> Server:
+    """Connect through the private socket as the cluster's first superuser, to *dbname* or to whatever is there."""
+    if not dbname:
+        try:
+            return open_private(access, superuser=superuser, dbname="postgres")
+        except ServerError as error:
+            if not is_lasting(error):
+                raise
+        # Nobody has to keep the database postgres; template1 is there unless somebody took pains.
+        return open_private(access, superuser=superuser, dbname="template1")
     target = ConnectionTarget(
         host=str(access.directory), port=access.port, user=superuser, dbname=dbname, sslmode="disable"
     )
@@ -87,36 +99,64 @@ def watch_replay(
     deadline = time.monotonic() + timeout_seconds if timeout_seconds else float("inf")
     if target.action is TargetAction.SHUTDOWN and target.kind is not TargetKind.LATEST:
         return _wait_for_shutdown(instance, target, deadline)
-    wanted = {ServerStatus.READY, ServerStatus.STANDBY}
-    instance.wait_for(wanted, timeout_seconds=_left(deadline))
+    _wait_for(instance, {ServerStatus.READY, ServerStatus.STANDBY}, deadline)
     progress = _Progress(say)
+    while True:
+        with _connected(instance, access, superuser, deadline) as server:
+            end = _watch(server, instance, target, major=major, deadline=deadline, progress=progress)
+        # A conflict with recovery may have ended the session, or the server is about to stop: connecting will tell.
+        if end is not None:
+            return end
+
+
+def _watch(
+    server: Server, instance: Instance, target: RecoveryTarget, *, major: int, deadline: float, progress: _Progress
+) -> ReplayEnd | None:
+    """Return where the replay ended, when it has; None when the session is lost before that."""
     pauses = target.action is TargetAction.PAUSE and target.kind is not TargetKind.LATEST
-    with _connected(instance, access, superuser, deadline) as server:
-        while True:
-            try:
-                recovering, lsn, commit, paused = server.row(
-                    "SELECT r, CASE WHEN r THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text, "
-                    "pg_last_xact_replay_timestamp(), CASE WHEN r THEN pg_is_wal_replay_paused() ELSE false END "
-                    "FROM (SELECT pg_is_in_recovery() AS r) s"
-                )
-            except (ServerError, psycopg.Error):
-                # The server that ended recovery without reaching its target takes its sessions with it.
-                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
-                raise
-            if not recovering:
-                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
-                end, is_met = _check_end(server, target, major=major)
-                timeline = queries.identify(server).timeline
-                return ReplayEnd(end, timeline, commit, is_promoted=True, is_target_met=is_met)
-            if paused and lsn:
-                check_pause(instance.log_tail(200), target, Lsn.parse(lsn), log_path=instance.log_path)
-            if pauses and paused and lsn:
-                return ReplayEnd(Lsn.parse(lsn), queries.identify(server).timeline, commit, is_promoted=False)
-            if lsn:
-                progress.tell(Lsn.parse(lsn), commit)
-            if instance.status() is ServerStatus.STOPPED or time.monotonic() > deadline:
-                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
-            time.sleep(0.05)
+    while True:
+        try:
+            recovering, lsn, commit, paused = server.row(
+                "SELECT r, CASE WHEN r THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text, "
+                "pg_last_xact_replay_timestamp(), CASE WHEN r THEN pg_is_wal_replay_paused() ELSE false END "
+                "FROM (SELECT pg_is_in_recovery() AS r) s"
+            )
+        except (ServerError, psycopg.Error) as error:
+            if server.sql.closed or _is_cut(error):
+                return None
+            raise
+        if not recovering:
+            _wait_for(instance, {ServerStatus.READY}, deadline)
+            end, is_met = _check_end(server, target, major=major)
+            timeline = queries.identify(server).timeline
+            return ReplayEnd(end, timeline, commit, is_promoted=True, is_target_met=is_met)
+        if paused and lsn:
+            check_pause(instance.log_tail(200), target, Lsn.parse(lsn), log_path=instance.log_path)
+        if pauses and paused and lsn:
+            return ReplayEnd(Lsn.parse(lsn), queries.identify(server).timeline, commit, is_promoted=False)
+        if lsn:
+            progress.tell(Lsn.parse(lsn), commit)
+        if instance.status() is ServerStatus.STOPPED or time.monotonic() > deadline:
+            _wait_for(instance, {ServerStatus.READY}, deadline)
+        time.sleep(0.05)
+
+
+def _wait_for(
+    instance: Instance,
+    statuses: set[ServerStatus],
+    deadline: float,
+    tick: Callable[[ServerStatus], None] | None = None,
+) -> ServerStatus:
+    """Wait as ``Instance.wait_for`` does; raise ReplayOverdue when it is the time that is over."""
+    try:
+        return instance.wait_for(statuses, timeout_seconds=_left(deadline), tick=tick)
+    except RecoveryFailed as failure:
+        if time.monotonic() < deadline or instance.status() is ServerStatus.STOPPED:
+            raise
+        raise ReplayOverdue(
+            f"the server in {instance.data_directory} still replays when restore_timeout is over",
+            hint=f"it goes on behind its fence: see {instance.log_path}",
+        ) from failure
 
 
 def check_pause(log: Sequence[str], target: RecoveryTarget, lsn: Lsn, *, log_path: Path) -> None:
@@ -155,12 +195,30 @@ def _connected(instance: Instance, access: PrivateAccess, superuser: str, deadli
     while True:
         try:
             return open_private(access, superuser=superuser)
-        except ServerError:
+        except ServerError as error:
+            if is_lasting(error):
+                raise
             # Between "consistent" and "accepts connections" lies a moment; a stopped server ends the wait.
             if instance.status() is ServerStatus.STOPPED or time.monotonic() > deadline:
-                instance.wait_for({ServerStatus.READY}, timeout_seconds=_left(deadline))
+                _wait_for(instance, {ServerStatus.READY}, deadline)
                 raise
             time.sleep(0.05)
+
+
+def _is_cut(error: Exception) -> bool:
+    """Tell whether *error* ended a session that another one may replace: a shutdown, a conflict with recovery."""
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__
+    state = cause.sqlstate if isinstance(cause, psycopg.Error) else ""
+    return state is None or state.startswith(("08", "40", "57P"))
+
+
+# The server speaks English behind its fence; libpq has no SQLSTATE for a connection that was refused.
+_LASTING = ("does not exist", "is not permitted to log in", "is not currently accepting connections")
+
+
+def is_lasting(refusal: ServerError) -> bool:
+    """Tell whether a connection was refused for a reason that waiting does not mend."""
+    return any(symptom in refusal.message for symptom in _LASTING)
 
 
 def _wait_for_shutdown(instance: Instance, target: RecoveryTarget, deadline: float) -> ReplayEnd:
@@ -177,7 +235,7 @@ def _wait_for_shutdown(instance: Instance, target: RecoveryTarget, deadline: flo
 
     # PostgreSQL 12 promotes at the end of WAL whatever it was told to do at a target that did not come.
     ends = {ServerStatus.STOPPED, ServerStatus.READY}
-    if instance.wait_for(ends, timeout_seconds=_left(deadline), tick=look) is not ServerStatus.STOPPED:
+    if _wait_for(instance, ends, deadline, look) is not ServerStatus.STOPPED:
         raise RecoveryFailed(
             f"the server in {instance.data_directory} was promoted at the end of the WAL, which came before the target",
             hint="the WAL held does not reach the target",
