@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 from collections.abc import Callable, Iterator
@@ -168,12 +169,26 @@ def _target(call: Call, now: dt.datetime) -> RecoveryTarget:
 
 def _local_zone(call: Call) -> ZoneInfo:
     """Return the zone of times without an offset: the one that was set, or this host's."""
-    name = call.settings.text("local_timezone") or os.environ.get("TZ", "").removeprefix(":")
+    name = call.settings.text("local_timezone")
     if name:
+        zone = zone_named(name)
+        if zone is None:
+            raise UsageError(f'unknown time zone "{name}" in local_timezone', hint="write it like Europe/Berlin")
+        return zone
+    # TZ may also be a path, or a rule such as CET-1CEST, which names no zone.
+    for name in (os.environ.get("TZ", "").removeprefix(":"), "/etc/localtime"):
+        zone = zone_named(os.path.realpath(name).rpartition("/zoneinfo/")[2] if name.startswith("/") else name)
+        if zone is not None:
+            return zone
+    return ZoneInfo("UTC")
+
+
+def zone_named(name: str) -> ZoneInfo | None:
+    """Return the time zone called *name*; None when there is none."""
+    # ZoneInfoNotFoundError is a KeyError; a directory of zones, such as Europe, is an OSError.
+    with contextlib.suppress(KeyError, ValueError, OSError):
         return ZoneInfo(name)
-    link = os.path.realpath("/etc/localtime")
-    _, found, name = link.partition("/zoneinfo/")
-    return ZoneInfo(name) if found else ZoneInfo("UTC")
+    return None
 
 
 def _tablespaces(mapping: dict[str, str], base: RecordHead) -> dict[int, Path]:
