@@ -88,6 +88,14 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
         check_clear_of(original, target, request.recovery)
+        postmaster = original.postmaster
+        if request.start and postmaster is not None:
+            wanted = request.port or int(base.settings.get("port", "0"))
+            if wanted and wanted == postmaster.port:
+                raise RestoreRefused(
+                    f"port {wanted} is in use by the server in {original.data_directory}",
+                    hint="give the copy its own: --port=NUMBER",
+                )
     aside = set_aside(target, now=now, also=later) if request.overwrite_existing else ()
     target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
     lasting: dict[str, str] = {}
