@@ -33,8 +33,12 @@ def _into_files(call: Call, cluster: ClusterVault, head: RecordHead, directory: 
     with cluster.open_backup(head.backup_id) as backup:
         root = f"@postgresql/{head.mode}"
         if plan_only:
-            for entry in backup.files():
-                print_line(f"{entry.size:>14}  {directory / entry.path.removeprefix(root + '/')}")
+            lines = (f"{entry.size:>14}  {directory / entry.path.removeprefix(root + '/')}" for entry in backup.files())
+            if as_json:
+                print_json({"plan": list(lines)})
+                return
+            for line in lines:
+                print_line(line)
             return
         written = extract(backup.items(), root=root, directory=directory)
     say(f"{len(written)} files of backup {head.backup_id} are in {directory}")
