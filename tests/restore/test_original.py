@@ -13,6 +13,7 @@ from pgkeep.jobs.restore_plan import check_clear_of
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
 from tests.restore.holdings import Holdings, head, plan
+from tests.restore.keeper import Keeper
 
 
 def test_tablespace_that_no_backup_has_seen(make_keeper: MakeKeeper, lab_directory: Path) -> None:
@@ -53,3 +54,14 @@ def test_directory_of_the_running_original(tmp_path: Path, monkeypatch: pytest.M
     assert refused.value.message == (
         f"{tmp_path}/fast is in use: it is tablespace 16500 of the server in {tmp_path}/data"
     )
+
+
+def test_port_of_the_running_original(keeper: Keeper) -> None:
+    """A copy that would be started on its running original's port is refused before anything is touched."""
+    keeper.backup("full", "local")
+    where, port = keeper.cluster.data_directory, keeper.cluster.port
+    assert keeper.refuse(f"--pgdata-dir={keeper.directory}/copy", "--start") == (
+        8,
+        [f"error: port {port} is in use by the server in {where}", "hint: give the copy its own: --port=NUMBER"],
+    )
+    assert not (keeper.directory / "copy").exists()
