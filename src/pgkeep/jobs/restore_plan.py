@@ -88,16 +88,10 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
         check_clear_of(original, target, request.recovery)
-        postmaster = original.postmaster
-        if request.start and postmaster is not None:
-            wanted = request.port or int(base.settings.get("port", "0"))
-            if wanted and wanted == postmaster.port:
-                raise RestoreRefused(
-                    f"port {wanted} is in use by the server in {original.data_directory}",
-                    hint="give the copy its own: --port=NUMBER",
-                )
     aside = set_aside(target, now=now, also=later) if request.overwrite_existing else ()
     target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
+    if original is not None and request.start:
+        _check_port(original, request)
     lasting: dict[str, str] = {}
     if request.is_elsewhere:
         # A copy must never write into the archive of the server that it was copied from.
@@ -179,6 +173,16 @@ def check_clear_of(original: OriginalCluster, target: Target, recovery: Recovery
                     f"{original.data_directory}",
                     hint="name another directory in the tablespace map",
                 )
+
+
+def _check_port(original: OriginalCluster, request: RestoreRequest) -> None:
+    postmaster = original.postmaster
+    port = request.port or int(request.base.settings.get("port", "0"))
+    if postmaster is not None and port and port == postmaster.port:
+        raise RestoreRefused(
+            f"port {port} is in use by the server in {original.data_directory}",
+            hint="give the copy its own: --port=NUMBER",
+        )
 
 
 def _sizes(request: RestoreRequest, target: Target) -> dict[Path, int]:
