@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from pgkeep.datadir.durable import write_file
 from pgkeep.datadir.recovery_files import (
     RecoveryFiles,
     Signal,
@@ -59,9 +59,7 @@ def write_recovery_files(prepared: PreparedRestore, settings: dict[str, str]) ->
         request.warn(f"the backup held no {name}: wrote a minimal one; put your own in its place")
     for name, value in foreign_places(data_directory).items():
         request.warn(f"postgresql.conf sets {name} to {value}: mend it before starting the server by other means")
-    wal_plan(request.recovery).write(request.wal_plan_path)
-    if target.owner is not None:
-        os.chown(request.wal_plan_path, target.owner.uid, target.owner.gid)
+    write_file(request.wal_plan_path, wal_plan(request.recovery).render().encode(), owner=target.owner)
     target.complete()
 
 
