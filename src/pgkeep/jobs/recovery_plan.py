@@ -11,35 +11,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.recovery_history import WalHoldings, choose_history, furthest_end, held_along
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead, Tablespace
 
 XID_HALF = 1 << 31
-
-
-class WalHoldings(Protocol):
-    """What is known of the archived WAL."""
-
-    def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
-        """Return the end of the WAL held without a hole from the segment of *lsn* on; *lsn* when that is missing."""
-        ...
-
-    def histories(self) -> Sequence[TimelineHistory]:
-        """Return the history of every timeline known, timeline 1 included when it has WAL."""
-        ...
-
-    def end_of(self, timeline: Timeline) -> Lsn | None:
-        """Return the end of the newest segment of *timeline*, holes or not; None when there is none."""
-        ...
-
-    def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
-        """Return when the segment of *timeline* that ends at *end* was archived; None when it is not there."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +59,6 @@ class RecoveryPlan:
     notes: list[str] = field(default_factory=list)
 
 
-def held_along(history: TimelineHistory, start_timeline: Timeline, start: Lsn, size: int, wal: WalHoldings) -> Lsn:
-    """
-    Return the end of the WAL that is held without a hole along *history*, from *start* on *start_timeline*.
-
-    A segment in which a switch lies is archived whole under the new timeline's name only, so the walk changes
-    timelines at the start of that segment.
-    """
-    position = start
-    timelines = [fork.timeline for fork in history.entries if fork.timeline >= start_timeline]
-    for timeline in [*timelines, history.timeline]:
-        if timeline < start_timeline:
-            continue
-        fork = history.fork_of(timeline)
-        end = wal.held_through(timeline, position)
-        if fork is None:
-            return end
-        switch_segment_start = Lsn(fork - fork % size)
-        if end < switch_segment_start:
-            return end
-        position = max(switch_segment_start, Lsn(start - start % size))
-    return position
-
-
 def plan_recovery(
     heads: Sequence[RecordHead],
     target: RecoveryTarget,
@@ -129,7 +86,7 @@ def plan_recovery(
     usable = [head for head in heads if head.has_files and head.stop_lsn]
     if not usable:
         raise RestoreRefused("no base backup to restore from", hint="pgkeep info shows what the vault holds")
-    history = _choose_history(usable, target, wal)
+    history = choose_history(usable, target, wal)
     on_history = [head for head in usable if history.contains(Timeline(head.timeline), Lsn.parse(head.stop_lsn))]
     if backup_id:
         on_history = [head for head in on_history if head.backup_id == backup_id]
@@ -170,58 +127,6 @@ def plan_recovery(
         minimums=_minimums([head for head in heads if head.backup_id >= plan.base.backup_id and _is_on(history, head)]),
         knows_all_tablespaces=any(_is_at_or_before(target, head) for head in heads if _is_on(history, head)),
     )
-
-
-def _choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: WalHoldings) -> TimelineHistory:
-    histories = {history.timeline: history for history in wal.histories()}
-    for head in usable:
-        timeline = Timeline(head.timeline)
-        if timeline not in histories:
-            histories[timeline] = (
-                TimelineHistory.parse(head.history, timeline=timeline)
-                if head.history
-                else TimelineHistory.single(timeline)
-            )
-    newest = usable[-1]
-    if target.timeline == "current":
-        return histories[Timeline(newest.timeline)]
-    if target.timeline != "latest":
-        wanted = Timeline(int(target.timeline))
-        if wanted not in histories:
-            known = ", ".join(str(int(timeline)) for timeline in sorted(histories))
-            raise RestoreRefused(f"timeline {wanted} is not known: expected one of {known}")
-        return histories[wanted]
-    return _liveliest(usable, list(histories.values()), wal)
-
-
-def _liveliest(usable: Sequence[RecordHead], histories: Sequence[TimelineHistory], wal: WalHoldings) -> TimelineHistory:
-    """
-    Return the history on which the cluster lives.
-
-    It is the newest timeline that the newest backup leads to, unless another one that some backup leads to has been
-    written since: that is the cluster after a restore to before its newest backup.
-    """
-
-    def has(history: TimelineHistory, head: RecordHead) -> bool:
-        return history.contains(Timeline(head.timeline), Lsn.parse(head.stop_lsn))
-
-    def last_sign(history: TimelineHistory) -> dt.datetime:
-        times = [_stop_time(head) for head in usable if head.timeline == history.timeline]
-        end = wal.end_of(history.timeline)
-        archived = wal.archived_at(history.timeline, end) if end is not None else None
-        return max([*times, *([archived] if archived is not None else [])], default=_NEVER)
-
-    newest = usable[-1]
-    following = [history for history in histories if has(history, newest)]
-    others = [history for history in histories if history not in following and any(has(history, h) for h in usable)]
-    last = max([_stop_time(newest), *map(last_sign, following)])
-    livelier = max(others, key=last_sign, default=None)
-    if livelier is not None and last_sign(livelier) > last:
-        return livelier
-    return max(following, key=lambda history: history.timeline)
-
-
-_NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
 def _stop_time(head: RecordHead) -> dt.datetime:
@@ -307,7 +212,7 @@ def _check_reach(
     start, stop = Lsn.parse(base.start_lsn), Lsn.parse(base.stop_lsn)
     archived = held_along(history, Timeline(base.timeline), start, size, wal)
     end = max(archived, stop)
-    has_hole = _furthest_end(history, Timeline(base.timeline), size, wal) > end
+    has_hole = furthest_end(history, Timeline(base.timeline), size, wal) > end
     moments = [moment for timeline in history.timelines if (moment := wal.archived_at(timeline, archived))]
     reach = max([*moments, _stop_time(base)])
     if target.kind is TargetKind.LSN and target.lsn > end:
@@ -343,18 +248,6 @@ def _check_reach(
         has_hole=has_hole,
         notes=notes,
     )
-
-
-def _furthest_end(history: TimelineHistory, start_timeline: Timeline, size: int, wal: WalHoldings) -> Lsn:
-    """Return the end of the newest segment along *history*, whatever holes lie before it."""
-    furthest = Lsn(0)
-    for timeline in history.timelines:
-        end = wal.end_of(timeline) if timeline >= start_timeline else None
-        fork = history.fork_of(timeline)
-        if end is not None:
-            # What was written past the fork belongs to another history.
-            furthest = max(furthest, end if fork is None else min(end, Lsn(fork - fork % size)))
-    return furthest
 
 
 def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[Tablespace]:
