@@ -10,8 +10,9 @@ import pytest
 
 from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger, fill
+from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
-from tests.restore.keeper import Keeper
+from tests.restore.keeper import Keeper, environment
 from tests.survive.job import Job, assert_server_is_left_alone, backup_ids, leftovers
 
 LOCAL_POINTS = [
@@ -132,3 +133,41 @@ def wait_for_volumes(keeper: Keeper, job: Job, size: int) -> None:
 def volume_bytes(keeper: Keeper) -> int:
     """Return how many bytes the volumes of backups have, finished or not."""
     return sum(path.stat().st_size for path in (keeper.vault / keeper.name / "backups").glob("*/volume-*"))
+
+
+def test_a_restore_that_is_killed_can_be_repeated(keeper: Keeper) -> None:
+    """Killed before it was complete, a restore leaves what no server starts on; the same call then works."""
+    mark = Ledger(keeper.cluster).mark("before")
+    keeper.backup("full", "local")
+    installation = keeper.cluster.installation
+    target = keeper.directory / "target"
+    arguments = [f"--bin-dir={installation.bin_dir}", f"--pgdata-dir={target}"]
+    for point in (("KILL", 1, "open", "/volume-"), ("KILL", 1, "os.rename", "global/pg_control")):
+        with Job(keeper, "restore", *arguments, at=point) as job:
+            assert job.end().status == -signal.SIGKILL, job.lines
+        assert (target / "pgkeep.restoring").exists()
+        command = [installation.program("postgres"), "-D", target]
+        started = server_user().run(command, env=environment(), check=False)
+        assert started.returncode != 0
+        assert "pg_control" in started.stdout or "postgresql.conf" in started.stdout or "PG_VERSION" in started.stdout
+    keeper.restore(to="target").assert_is_at(mark)
+
+
+def test_a_restore_that_is_ended_stops_its_server(make_keeper: MakeKeeper) -> None:
+    """SIGTERM in the middle of the replay stops the server that was started, so that the restore can be repeated."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    mark = ledger.mark("end")
+    keeper.wait_until_archived()
+    target = keeper.directory / "target"
+    arguments = [f"--bin-dir={keeper.cluster.installation.bin_dir}", f"--pgdata-dir={target}", "--start"]
+    with Job(
+        keeper, "restore", *arguments, f"--target-lsn={mark.lsn}", at=("STOP", 1, "subprocess.Popen", "postgres")
+    ) as job:
+        job.wait_until_stopped()
+        job.send(signal.SIGTERM)
+        outcome = job.go_on()
+    assert (outcome.status, outcome.lines[-1]) == (128 + signal.SIGTERM, "interrupted by SIGTERM")
+    assert not (target / "postmaster.pid").exists()
+    keeper.restore(f"--target-lsn={mark.lsn}", "--overwrite-existing", to="target").assert_is_at(mark)
