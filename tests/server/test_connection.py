@@ -209,8 +209,7 @@ def test_lost_session_is_said(server: Server, cluster: Cluster) -> None:
     with pytest.raises(ServerError) as error:
         server.value("SELECT 1")
     assert error.value.message == (
-        f"the connection to PostgreSQL at {server.where} was lost: "
-        "terminating connection due to administrator command"
+        f"the connection to PostgreSQL at {server.where} was lost: terminating connection due to administrator command"
     )
 
 

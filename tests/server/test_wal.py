@@ -177,9 +177,7 @@ class TestMissing:
 
     def test_archive_says_what_it_found(self, busy: Cluster, busy_server: Server, tmp_path: Path) -> None:
         """An archive directory tells a missing segment from an incomplete one, and takes rubbish for neither."""
-        supply = ArchiveDirectory(
-            str(tmp_path), system_identifier=queries.identify(busy_server).system_identifier
-        )
+        supply = ArchiveDirectory(str(tmp_path), system_identifier=queries.identify(busy_server).system_identifier)
         segment = first_segment_of(busy_server)
         path = tmp_path / segment.name
         for content, found in [
@@ -435,8 +433,7 @@ class TestStream:
                 supply.close()
                 switch = history.entries[0].switch_lsn
                 assert [name[:8] for name, _ in found] == [
-                    "00000002" if name_at + MEBIBYTE > switch else "00000001"
-                    for name_at in range(first, end, MEBIBYTE)
+                    "00000002" if name_at + MEBIBYTE > switch else "00000001" for name_at in range(first, end, MEBIBYTE)
                 ]
                 for name, content in found:
                     assert content == (standby.data_directory / "pg_wal" / name).read_bytes()

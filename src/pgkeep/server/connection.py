@@ -260,9 +260,7 @@ class Server:
             fetch(session, f"set role {role}", where=self.where)
 
 
-def fetch(
-    session: psycopg.Connection[Row], query: str, parameters: Sequence[object] = (), *, where: str
-) -> list[Row]:
+def fetch(session: psycopg.Connection[Row], query: str, parameters: Sequence[object] = (), *, where: str) -> list[Row]:
     """Run *query* in *session* and return its rows, none for a command; raise ServerError when that fails."""
     try:
         cursor = session.execute(query.encode(), parameters or None)

@@ -317,9 +317,7 @@ class Refused(ServerError):
 
 def answer_rows(result: PGresult) -> list[AnswerRow]:
     """Return the rows of one part of an answer; none when it carries none."""
-    return [
-        tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)
-    ]
+    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
 
 
 def quoted_name(name: str) -> str:
