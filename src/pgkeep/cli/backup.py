@@ -9,8 +9,8 @@ from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, say, warn
 from pgkeep.cli.progress import ProgressSink
 from pgkeep.errors import VaultError
+from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.backup import RecordingSink, backup
-from pgkeep.jobs.restore import size_text
 from pgkeep.modes import mode_named
 from pgkeep.modes.contract import BackupRequest, Plan
 from pgkeep.server import queries

@@ -6,7 +6,7 @@ import datetime as dt
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line
-from pgkeep.jobs.restore import size_text
+from pgkeep.jobs.amount import size_text
 from pgkeep.vault.expire import ExpireReport, Removed, expire
 from pgkeep.vault.retention import RetentionPolicy
 

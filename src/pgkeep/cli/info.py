@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line
+from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.info import BackupInfo, ClusterInfo, cluster_info
-from pgkeep.jobs.restore import size_text
 
 
 def run(call: Call, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pgkeep.cli.output import progress_is_shown
-from pgkeep.jobs.restore import size_text
+from pgkeep.jobs.amount import size_text
 from pgkeep.streams.item import Item, UnchangedItem
 from pgkeep.streams.record import RecordHead, RecordTail
 

@@ -6,7 +6,7 @@ from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import CheckFailed
-from pgkeep.jobs.restore import size_text
+from pgkeep.jobs.amount import size_text
 from pgkeep.vault.verify import verify
 from pgkeep.vault.verify_report import VerifyReport
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from pgkeep.datadir.instance import PrivateAccess
 from pgkeep.datadir.lay_down import LayDown
 from pgkeep.datadir.owner import Owner
+from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.fenced_server import FencedServer
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, write_recovery_files
@@ -94,13 +95,3 @@ def _lay_down(prepared: PreparedRestore, supply: Supply) -> tuple[int, int]:
             lay_down.accept(item)
         laid = lay_down.finish()
     return laid.files, laid.bytes
-
-
-def size_text(size: int) -> str:
-    """Return *size* bytes as people write it: ``412.3 MiB``."""
-    value = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{size} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
