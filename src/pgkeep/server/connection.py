@@ -18,8 +18,15 @@ from pgkeep.server.replication import Replication
 
 Row = tuple[Any, ...]
 
-# A peer that vanished without a word is noticed within two minutes, not after the kernel's two hours.
-_KEEPALIVES = {"keepalives": 1, "keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4}
+# A peer that vanished without a word is noticed within two minutes: not after the kernel's two hours while we listen,
+# nor after the quarter of an hour for which it repeats what we said last.
+_KEEPALIVES = {
+    "keepalives": 1,
+    "keepalives_idle": 60,
+    "keepalives_interval": 15,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 120_000,
+}
 
 _SESSION_SETTINGS = {
     "statement_timeout": "0",
