@@ -6,28 +6,29 @@ import datetime as dt
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 from pgkeep.pg.lsn import Lsn
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import Cluster, free_port
 from tests.lab.ledger import Ledger, Mark
 from tests.lab.server_user import server_directory, server_user
 from tests.lab.servers import newest_installation
 from tests.restore.keeper import Keeper
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kept:
     """A cluster with one Full and one Incremental, and a mark on either side of the Full."""
 
     keeper: Keeper
     before: Mark
     after: Mark
-    full: dict[str, object]
     incremental: dict[str, object]
 
+    @cached_property
     def facts(self) -> dict[str, object]:
         """Return what messages are made of."""
         window = self.keeper.info()["windows"][0]
@@ -45,6 +46,7 @@ class Kept:
             "occupied": self.keeper.directory / "occupied",
             "copy": self.keeper.directory / "copy",
             "data": self.keeper.cluster.data_directory,
+            "port": self.keeper.cluster.port,
             "pid": self.keeper.cluster.pid,
         }
 
@@ -59,14 +61,14 @@ def kept() -> Iterator[Kept]:
         keeper.init()
         ledger = Ledger(cluster)
         before = ledger.mark("before")
-        full = keeper.backup("full", "local").report
+        keeper.backup("full", "local")
         after = ledger.mark("after")
         incremental = keeper.backup("incremental", "local").report
         occupied = directory / "occupied"
         occupied.mkdir()
         (occupied / "precious").touch()
         server_user().own(occupied)
-        yield Kept(keeper, before, after, full, incremental)
+        yield Kept(keeper, before, after, incremental)
 
 
 _TYPED = "on the command line"
@@ -181,6 +183,12 @@ REFUSALS: dict[str, tuple[list[str], int, str, str]] = {
         "a server runs in {data}: process {pid}",
         "stop it first",
     ),
+    "port of the original": (
+        ["--port={port}"],
+        8,
+        "port {port} is in use by the server in {data}",
+        "give the copy its own: --port=NUMBER",
+    ),
     "directory that nobody may make": (
         ["--pgdata-dir=/proc/pgkeep"],
         8,
@@ -194,8 +202,9 @@ REFUSALS: dict[str, tuple[list[str], int, str, str]] = {
 def test_refusal(kept: Kept, name: str) -> None:
     """The refusal says what was found and what would work, and nothing has changed."""
     arguments, status, error, hint = REFUSALS[name]
-    facts = kept.facts()
-    where = [] if any(word.startswith("--pgdata-dir") for word in arguments) else ["--pgdata-dir={copy}"]
+    facts = kept.facts
+    defaults = {"--pgdata-dir": "--pgdata-dir={copy}", "--port": f"--port={free_port()}"}
+    where = [word for name, word in defaults.items() if not any(given.startswith(name) for given in arguments)]
     before = listing(kept)
     found = kept.keeper.refuse(*(word.format(**facts) for word in [*arguments, *where, "--start"]))
     expected = [f"error: {error}", f"hint: {hint}"] if hint else [f"error: {error}"]
@@ -215,7 +224,7 @@ def test_restore_point_before_the_base(kept: Kept) -> None:
 
 def test_plan_touches_nothing(kept: Kept) -> None:
     """--plan prints what would happen, and leaves no trace."""
-    facts = kept.facts()
+    facts = kept.facts
     before = listing(kept)
     target = f"--target-time={kept.after.time.isoformat()}"
     bin_dir = kept.keeper.cluster.installation.bin_dir
