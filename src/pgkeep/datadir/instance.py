@@ -41,7 +41,7 @@ class ServerStatus(enum.Enum):
     STOPPING = "stopping"
     READY = "ready"
     STANDBY = "standby"
-    """It is in recovery and answers read-only queries."""
+    """It is in recovery and takes no connections; once it answers read-only queries it is READY, too."""
 
 
 class StopMode(enum.Enum):

@@ -226,20 +226,22 @@ def _wait_for_shutdown(instance: Instance, target: RecoveryTarget, deadline: flo
 
     def look(status: ServerStatus) -> None:
         nonlocal next_look
-        if status is ServerStatus.STANDBY and time.monotonic() >= next_look:
+        # A hot standby says that it is ready as well: postmaster.pid does not tell it from a primary.
+        if status in (ServerStatus.STANDBY, ServerStatus.READY) and time.monotonic() >= next_look:
             next_look = time.monotonic() + 1
+            control = read_control_file(instance.data_directory)
+            if control.state is ClusterState.IN_PRODUCTION:
+                # PostgreSQL 12 promotes at the end of WAL whatever it was told to do at a target that did not come.
+                raise RecoveryFailed(
+                    f"the server in {instance.data_directory} was promoted at the end of the WAL, which came before "
+                    "the target",
+                    hint="the WAL held does not reach the target",
+                )
             log = instance.log_tail(200)
             if any(_PAUSED_FOR_SETTINGS in line for line in log):
-                lsn = read_control_file(instance.data_directory).min_recovery_lsn or Lsn(0)
-                check_pause(log, target, lsn, log_path=instance.log_path)
+                check_pause(log, target, control.min_recovery_lsn or Lsn(0), log_path=instance.log_path)
 
-    # PostgreSQL 12 promotes at the end of WAL whatever it was told to do at a target that did not come.
-    ends = {ServerStatus.STOPPED, ServerStatus.READY}
-    if _wait_for(instance, ends, deadline, look) is not ServerStatus.STOPPED:
-        raise RecoveryFailed(
-            f"the server in {instance.data_directory} was promoted at the end of the WAL, which came before the target",
-            hint="the WAL held does not reach the target",
-        )
+    _wait_for(instance, {ServerStatus.STOPPED}, deadline, look)
     control = read_control_file(instance.data_directory)
     if control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
         words = instance.log_tail(1)
