@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
 
 
-@pytest.mark.parametrize("server", [15, 18])
-def test_archive_push_beside_backups(make_keeper: MakeKeeper, server: int) -> None:
+def test_archive_push_beside_backups(make_keeper: MakeKeeper) -> None:
     """Segments that the server archives and that backups carry meet in the archive, which stays without a hole."""
-    keeper = make_keeper(major=server, archive="vault")
+    keeper = make_keeper(archive="vault")
     cluster, ledger = keeper.cluster, Ledger(keeper.cluster)
     with ledger.load(workers=3) as load:
         for level, transport in (("full", "stream"), ("incremental", "local"), ("full", "local")):

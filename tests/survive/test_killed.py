@@ -100,14 +100,14 @@ def test_killed_at_any_moment(server: int, make_keeper: MakeKeeper, transport: s
         fill(connection, "ballast", size_mb=60)
     walked = "PGDATA walk" if transport == "local" else "base backup received"
     with ledger.load() as load:
-        for size in (1, 1 << 20, 2 << 20):
+        for size in (1, 2 << 20):
             with Job(keeper, "backup", *keeper.backup_options("full", transport)) as job:
                 wait_for_volumes(keeper, job, size)
             assert job.end().status == -signal.SIGKILL
             assert_server_is_left_alone(keeper.cluster)
             assert backup_ids(keeper) == []
             keeper.must("expire")
-        for line in ("starting pitr", "backup start", walked, "backup stop"):
+        for line in ("starting pitr", walked, "backup stop"):
             with Job(keeper, "backup", *keeper.backup_options("full", transport)) as job:
                 job.wait_for_line(line)
             assert_server_is_left_alone(keeper.cluster)

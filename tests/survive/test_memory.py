@@ -15,7 +15,7 @@ from tests.restore.keeper import Keeper, environment
 
 MEASURED = Path(__file__).with_name("measured.py")
 LIMIT_MIB = 150
-FILES = int(os.environ.get("PGKEEP_TEST_FILES", "40000"))
+FILES = int(os.environ.get("PGKEEP_TEST_FILES", "20000"))
 """A million is for a night: PGKEEP_TEST_FILES=1000000."""
 
 

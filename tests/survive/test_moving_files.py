@@ -54,7 +54,7 @@ def change_everything(cluster: Cluster, strategy: str) -> None:
 
 @pytest.mark.parametrize(
     ("server", "transport", "strategy"),
-    [(18, "local", "wal_log"), (15, "local", "file_copy"), (15, "stream", "wal_log"), (18, "stream", "file_copy")],
+    [(18, "local", "wal_log"), (15, "local", "file_copy"), (18, "stream", "file_copy")],
 )
 def test_everything_changes_in_the_middle(
     make_keeper: MakeKeeper, lab_directory: Path, server: int, transport: str, strategy: str
