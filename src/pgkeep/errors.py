@@ -15,6 +15,9 @@ Every exception that pgkeep raises on purpose, by what the reader should do abou
     ├── RestoreRefused           8  nothing was touched: change the target or say that it may be overwritten
     ├── RecoveryFailed           9  the restored server did not reach what was asked
     ├── BridgeError             10  the conversation with the Bacula plugin broke
+    │   ├── WireError           10  a packet is not what the protocol allows here
+    │   ├── ChannelClosed       10  the plugin is gone
+    │   └── JobCancelled        10  the plugin, or a signal, ended the job
     ├── FormatError             11  bytes or text that are not what they claim to be
     └── CheckFailed             12  a named check or a verification failed; the report says which
 
@@ -105,6 +108,18 @@ class BridgeError(PgkeepError):
     """The bridge and the backend did not understand each other."""
 
     exit_status = 10
+
+
+class WireError(BridgeError):
+    """A packet is malformed, or not one that the conversation allows at this point."""
+
+
+class ChannelClosed(BridgeError):
+    """The other side closed its end of the conversation, or died."""
+
+
+class JobCancelled(BridgeError):
+    """The job is to end at once: CANCEL, a signal, or the end of the daemon."""
 
 
 class FormatError(PgkeepError):
