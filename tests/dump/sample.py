@@ -15,7 +15,7 @@ from pgkeep.modes.dump_restore import Select, content_of, restore
 from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, DumpRestorePlan, plan_restore
 from pgkeep.server.connection import ConnectionTarget, Server
 from pgkeep.streams.item import BytesItem, Item, ItemHeader, ItemKind
-from pgkeep.streams.record import Level, RecordHead
+from pgkeep.streams.record import Level, RecordHead, new_backup_id
 from tests.lab.cluster import Cluster
 
 WEIRD = 'we/ird "näme"'
@@ -88,6 +88,10 @@ def digests(cluster: Cluster, dbname: str) -> dict[str, str]:
 
 class NoHistory:
     """The history of a cluster that was never backed up."""
+
+    def new_backup_id(self, begin: dt.datetime, level: Level) -> str:
+        """Return the id that says just that."""
+        return new_backup_id(begin, level)
 
     def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> Base | None:
         """Return None."""

@@ -156,6 +156,7 @@ class Keeper:
         self.cluster = cluster
         self.name = name
         self.vault = directory / "vault"
+        self.program: list[str | Path] = [PGKEEP]
         self.restored: list[Restored] = []
 
     # -------------------------------------------------------------------------------------------------------- calls
@@ -164,7 +165,7 @@ class Keeper:
         self, verb: str, *arguments: str | Path, name: str | None = None, env: Mapping[str, str] | None = None
     ) -> Outcome:
         """Run ``pgkeep VERB NAME --vault=… ARGUMENTS`` and return what it said, whatever its exit status."""
-        command = [PGKEEP, verb, self.name if name is None else name, f"--vault={self.vault}", *arguments]
+        command = [*self.program, verb, self.name if name is None else name, f"--vault={self.vault}", *arguments]
         done = subprocess.run(
             [str(word) for word in command],
             env=environment() | dict(env or {}),

@@ -36,13 +36,19 @@ def run(call: Call, *, as_json: bool) -> None:
         say=say,
         warn=warn,
     )
-    with call.cluster() as cluster, Server.open(call.connection()) as server:
+    # Locked before anything is chosen: the base must not expire meanwhile, nor another job take the same id.
+    with (
+        call.cluster() as cluster,
+        cluster.lock_for_backup() as locks,
+        Server.open(call.connection()) as server,
+    ):
         if mode.name != "dump":
             _check_identity(cluster, server)
 
         def open_sink(plan: Plan) -> AbstractContextManager[RecordingSink]:
             sink = cluster.begin_backup(
                 plan.backup_id,
+                locks=locks,
                 workers=call.workers,
                 compression_level=settings.number("zstd_level"),
                 same_as=plan.base.head.files_from if plan.base is not None else "",

@@ -77,6 +77,10 @@ class Base(Protocol):
 class History(Protocol):
     """What a sink knows of the cluster's earlier, successful backups."""
 
+    def new_backup_id(self, begin: dt.datetime, level: Level) -> str:
+        """Return the id of a backup that begins at *begin* (aware): one that sorts after those of all earlier ones."""
+        ...
+
     def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> Base | None:
         """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
         ...

@@ -29,7 +29,7 @@ from pgkeep.server.pg_dump import (
 )
 from pgkeep.server.tools import toolbox_for_dump
 from pgkeep.streams.compression import Compression
-from pgkeep.streams.record import Level, new_backup_id
+from pgkeep.streams.record import Level
 
 
 class DumpMode:
@@ -98,7 +98,7 @@ class DumpMode:
         return DumpPlan(
             request=request,
             level=Level.FULL,
-            backup_id=new_backup_id(request.begin, Level.FULL),
+            backup_id=history.new_backup_id(request.begin, Level.FULL),
             reason="" if request.level is Level.FULL else f"mode dump has no {request.level.word}: this is a Full",
             options=options,
             command=command,

@@ -20,7 +20,7 @@ from pgkeep.modes.physical_wal import WalOptions
 from pgkeep.pg.lsn import WalPosition
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
-from pgkeep.streams.record import Level, new_backup_id
+from pgkeep.streams.record import Level
 
 ALL_LEVELS = frozenset(Level)
 
@@ -130,7 +130,7 @@ class PitrMode:
         return PitrPlan(
             request=request,
             level=level,
-            backup_id=new_backup_id(request.begin, level),
+            backup_id=history.new_backup_id(request.begin, level),
             base=base,
             reason=reason,
             facts=facts,

@@ -38,9 +38,23 @@ class Level(enum.Enum):
         return {"F": "Full", "D": "Differential", "I": "Incremental"}[self.value]
 
 
-def new_backup_id(begin: dt.datetime, level: Level) -> str:
-    """Return the backup id of a backup that begins at *begin* (aware): ``20261120T204800Z-F``."""
-    return f"{begin.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}-{level.value}"
+_ID_TIME = "%Y%m%dT%H%M%S"
+_ID_TIME_LENGTH = len("20261120T204800")
+
+
+def new_backup_id(begin: dt.datetime, level: Level, *, newest: str = "") -> str:
+    """
+    Return the backup id of a backup that begins at *begin* (aware): ``20261120T204800Z-F``.
+
+    Ids sort in the order in which backups were made, whatever the clock says: *newest* is the last id there is, empty
+    for none, and where its second is not in the past the new one has the second after it. The level is no part of that
+    order, so no two backups share a second.
+    """
+    moment = begin.astimezone(dt.UTC)
+    if newest:
+        taken = dt.datetime.strptime(newest[:_ID_TIME_LENGTH], _ID_TIME).replace(tzinfo=dt.UTC)
+        moment = max(moment, taken + dt.timedelta(seconds=1))
+    return f"{moment:{_ID_TIME}}Z-{level.value}"
 
 
 class WalRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

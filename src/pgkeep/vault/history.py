@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
-from pgkeep.streams.record import Level, RecordHead
+from pgkeep.streams.record import Level, RecordHead, new_backup_id
 from pgkeep.vault.vault import ClusterVault, HeldBackup
 from pgkeep.vault.wal_holdings import held_through
 
@@ -13,6 +15,14 @@ class VaultHistory:
 
     def __init__(self, cluster: ClusterVault) -> None:
         self._cluster = cluster
+
+    def new_backup_id(self, begin: dt.datetime, level: Level) -> str:
+        """
+        Return the id of a backup that begins at *begin*: it sorts after every id in the vault.
+
+        It stays free only while the locks for a backup are held; see ``ClusterVault.lock_for_backup``.
+        """
+        return new_backup_id(begin, level, newest=max(self._cluster.backup_ids(), default=""))
 
     def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> HeldBackup | None:
         """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""

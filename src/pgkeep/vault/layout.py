@@ -16,6 +16,7 @@ Names in a vault: which file is where, and what a volume's members are called.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 
 from pgkeep.errors import FormatError, UsageError
@@ -49,7 +50,13 @@ def check_cluster_name(name: str) -> str:
 
 def is_backup_id(name: str) -> bool:
     """Tell whether *name* is a backup id: ``20261120T204800Z-F``."""
-    return _BACKUP_ID.fullmatch(name) is not None
+    if _BACKUP_ID.fullmatch(name) is None:
+        return False
+    try:
+        dt.datetime.strptime(name[:-2], "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
+    except ValueError:
+        return False
+    return True
 
 
 def check_backup_id(name: str) -> str:

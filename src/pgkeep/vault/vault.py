@@ -219,10 +219,29 @@ class ClusterVault:
         """Lock the cluster: shared for readers, exclusive for deletes; raise VaultBusy when somebody is in the way."""
         return Lock(self.directory, CLUSTER_LOCK, shared=shared, verb=verb, wait_seconds=wait_seconds)
 
+    @contextlib.contextmanager
+    def lock_for_backup(self, *, wait_seconds: float = 0.0) -> Iterator[list[Lock]]:
+        """
+        Hold what a job that makes a backup holds, from before it chooses the base and the id; yield the locks.
+
+        Raises:
+            VaultBusy: Another backup is being written, or something is being deleted.
+            VaultError: The vault cannot be written.
+        """
+        locks: list[Lock] = []
+        try:
+            locks.append(Lock(self.directory, CLUSTER_LOCK, shared=True, verb="backup", wait_seconds=wait_seconds))
+            locks.append(Lock(self.directory, BACKUP_LOCK, shared=False, verb="backup", wait_seconds=wait_seconds))
+            yield locks
+        finally:
+            while locks:
+                locks.pop().release()
+
     def begin_backup(
         self,
         backup_id: str,
         *,
+        locks: list[Lock] | None = None,
         workers: int = 2,
         compression_level: int = 1,
         same_as: str = "",
@@ -231,31 +250,35 @@ class ClusterVault:
         """
         Begin to write the backup *backup_id*; leave the sink without ``commit`` and there is none.
 
-        With *same_as*, the id of an earlier backup, a file with the same content as there becomes a reference.
+        Args:
+            backup_id: Of the backup to be.
+            locks: Those of ``lock_for_backup``; the sink takes them over. None to take them here.
+            workers: Threads that read, compress and write.
+            compression_level: Of zstd.
+            same_as: Id of an earlier backup; a file with the same content as there becomes a reference.
+            wait_seconds: How long to wait for the locks.
 
         Raises:
             VaultBusy: Another backup is being written, or something is being deleted.
             VaultError: There is a backup of that id, or the vault cannot be written.
         """
         directory = self.backup_directory(backup_id)
-        locks = [Lock(self.directory, CLUSTER_LOCK, shared=True, verb="backup", wait_seconds=wait_seconds)]
-        try:
-            locks.append(Lock(self.directory, BACKUP_LOCK, shared=False, verb="backup", wait_seconds=wait_seconds))
+        with contextlib.ExitStack() as held:
+            if locks is None:
+                locks = held.enter_context(self.lock_for_backup(wait_seconds=wait_seconds))
             self._make_backup_directory(directory)
-            return VaultSink(
+            sink = VaultSink(
                 directory,
                 backup_id,
-                locks=locks,
+                locks=locks.copy(),
                 workers=workers,
                 compression_level=compression_level,
                 archive=self.archive,
                 file_index=self.file_index,
                 same_as=same_as,
             )
-        except BaseException:
-            for lock in locks:
-                lock.release()
-            raise
+            locks.clear()
+            return sink
 
     def backup_directory(self, backup_id: str) -> Path:
         """Return the directory of a backup, which need not exist."""
@@ -272,7 +295,7 @@ class ClusterVault:
 
     def scan_backups(self) -> Iterator[RecordHead | Unreadable]:
         """Yield the head of each backup, oldest first, and for a damaged record the reason."""
-        for backup_id in self._listed():
+        for backup_id in self.backup_ids():
             try:
                 yield read_head(self.backup_directory(backup_id))
             except FileNotFoundError:
@@ -283,7 +306,7 @@ class ClusterVault:
     def leftovers(self) -> list[str]:
         """Return the ids of directories that killed jobs and interrupted deletes left, oldest first."""
         found = []
-        for backup_id in self._listed():
+        for backup_id in self.backup_ids():
             directory = self.backup_directory(backup_id)
             # The lock first: a job that commits between the two looks then has its record at the second.
             if not is_locked(directory / WRITING_FILE) and not (directory / MANIFEST_FILE).exists():
@@ -343,7 +366,8 @@ class ClusterVault:
         """Tell whether *backup_id* is pinned."""
         return (self.backup_directory(backup_id) / PIN_FILE).exists()
 
-    def _listed(self) -> list[str]:
+    def backup_ids(self) -> list[str]:
+        """Return the ids of all backups, also of those being written and of leftovers, oldest first."""
         directory = self.directory / BACKUPS_DIRECTORY
         try:
             return sorted(name for name in os.listdir(directory) if is_backup_id(name))

@@ -1,0 +1,35 @@
+"""Backup ids: in order, whatever the clock says."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgkeep.streams.record import Level, new_backup_id
+from pgkeep.vault.layout import is_backup_id
+
+MOMENTS = st.datetimes(dt.datetime(1970, 1, 2), dt.datetime(9998, 1, 1), timezones=st.timezones())
+LEVELS = st.sampled_from(Level)
+
+
+@given(st.lists(st.tuples(MOMENTS, LEVELS), min_size=2, max_size=20))
+def test_ids_sort_as_they_were_made(begins: list[tuple[dt.datetime, Level]]) -> None:
+    """Each id is a valid one, and greater than the one before it."""
+    newest = ""
+    for begin, level in begins:
+        made = new_backup_id(begin, level, newest=newest)
+        assert is_backup_id(made)
+        assert made > newest
+        assert made[:-1] > newest[:-1]
+        newest = made
+
+
+@given(MOMENTS, LEVELS)
+def test_an_id_says_when_the_backup_began(begin: dt.datetime, level: Level) -> None:
+    """Without an earlier one in the way, the id is the second of the beginning, in UTC."""
+    second = begin.astimezone(dt.UTC).replace(microsecond=0, tzinfo=None)
+    made = new_backup_id(begin, level, newest=new_backup_id(begin - dt.timedelta(seconds=1), Level.INCREMENTAL))
+    assert made == new_backup_id(begin, level)
+    assert dt.datetime.strptime(made, f"%Y%m%dT%H%M%SZ-{level.value}") == second
