@@ -25,8 +25,8 @@ import psycopg
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_line
-from pgkeep.cli.program import pgkeep_words
 from pgkeep.errors import CheckFailed, ToolError
+from pgkeep.jobs.program import pgkeep_words
 from pgkeep.server.tools import find_toolboxes
 
 ACCOUNTS = 2_000

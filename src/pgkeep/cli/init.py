@@ -6,8 +6,8 @@ import os
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, say
-from pgkeep.cli.program import archive_words, server_command
 from pgkeep.errors import VaultError
+from pgkeep.jobs.program import archive_words, server_command
 from pgkeep.pg.recovery import render_setting
 from pgkeep.server import queries
 from pgkeep.server.connection import Server

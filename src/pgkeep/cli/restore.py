@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
-from pgkeep.cli.program import archive_words, has_client, server_command
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
-from pgkeep.pg.recovery import RecoveryTarget, TargetAction, parse_target
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
@@ -47,12 +42,13 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
     from pgkeep.jobs.restore import restore
     from pgkeep.jobs.restore_plan import prepare
     from pgkeep.jobs.restore_request import RestoreRequest
+    from pgkeep.jobs.restore_settings import recovery_target, restore_command, tablespace_places
     from pgkeep.server.tools import toolbox_for_server
     from pgkeep.vault.survey import survey
     from pgkeep.vault.wal_view import WalView
 
     settings, now = call.settings, dt.datetime.now(dt.UTC)
-    target = _target(call, now)
+    target = recovery_target(settings, now)
     view = WalView(cluster.archive)
     recovery = plan_recovery(
         [head for head in heads if head.mode == "pitr"],
@@ -69,11 +65,11 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
             recovery=recovery,
             tail=backup.tail,
             data_directory=data_directory,
-            tablespaces=_tablespaces(settings.mapping("tablespace_map"), base),
+            tablespaces=tablespace_places(settings.mapping("tablespace_map"), base),
             overwrite_existing=settings.flag("overwrite_existing"),
             start=settings.flag("start_postgresql_after_restore"),
             archive=cluster.archive,
-            restore_command=_restore_command(call),
+            restore_command=restore_command(call.vault_path, call.cluster_name),
             toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=call.bin_dir),
             timeout_seconds=settings.number("restore_timeout"),
             workers=call.workers,
@@ -148,72 +144,6 @@ def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
     if any(call.settings.is_given(name) for name in DUMP_SETTINGS):
         return "dump"
     return "pitr" if any(head.mode == "pitr" for head in heads) or not heads else "dump"
-
-
-def _target(call: Call, now: dt.datetime) -> RecoveryTarget:
-    settings = call.settings
-    # What contradicts was settled when the settings were: an LSN wins over a time, and says so.
-    return parse_target(
-        time=settings.text("target_time") or "",
-        lsn=settings.text("target_lsn") or "",
-        xid=str(settings.get("target_xid") or ""),
-        name=settings.text("target_name") or "",
-        immediate=settings.flag("skip_wal_replay"),
-        inclusive=settings.flag("target_inclusive"),
-        timeline=settings.text("target_timeline") or "latest",
-        action=TargetAction(settings.get("recovery_target_action")),
-        local_zone=_local_zone(call),
-        now=now,
-    )
-
-
-def _local_zone(call: Call) -> ZoneInfo:
-    """Return the zone of times without an offset: the one that was set, or this host's."""
-    name = call.settings.text("local_timezone")
-    if name:
-        zone = zone_named(name)
-        if zone is None:
-            raise UsageError(f'unknown time zone "{name}" in local_timezone', hint="write it like Europe/Berlin")
-        return zone
-    # TZ may also be a path, or a rule such as CET-1CEST, which names no zone.
-    for name in (os.environ.get("TZ", "").removeprefix(":"), "/etc/localtime"):
-        zone = zone_named(os.path.realpath(name).rpartition("/zoneinfo/")[2] if name.startswith("/") else name)
-        if zone is not None:
-            return zone
-    return ZoneInfo("UTC")
-
-
-def zone_named(name: str) -> ZoneInfo | None:
-    """Return the time zone called *name*; None when there is none."""
-    # ZoneInfoNotFoundError is a KeyError; a directory of zones, such as Europe, is an OSError.
-    with contextlib.suppress(KeyError, ValueError, OSError):
-        return ZoneInfo(name)
-    return None
-
-
-def _tablespaces(mapping: dict[str, str], base: RecordHead) -> dict[int, Path]:
-    oids = {tablespace.name: tablespace.oid for tablespace in base.tablespaces if tablespace.name}
-    places = {}
-    for key, path in mapping.items():
-        oid = int(key) if key.isdigit() else oids.get(key)
-        if oid is None:
-            known = ", ".join(sorted(oids)) or "none"
-            raise UsageError(f'the backup has no tablespace "{key}": it has {known}')
-        places[oid] = Path(path)
-    return places
-
-
-def _restore_command(call: Call) -> Callable[[Path, Path | None], str]:
-    """Return what makes the restore_command for the restored server, with everything that it needs spelled out."""
-    words = [*archive_words(), "archive-get", f"--vault={call.vault_path}", f"--cluster={call.cluster_name}"]
-
-    def command(plan_path: Path, socket: Path | None) -> str:
-        own = [f"--plan={plan_path}"]
-        if socket is not None and has_client():
-            own.append(f"--socket={socket}")
-        return server_command([*words, *own], '"%f" "%p"')
-
-    return command
 
 
 def _print_plan(lines: list[str], *, as_json: bool) -> None:
