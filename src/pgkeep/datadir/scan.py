@@ -78,6 +78,22 @@ class ScannedFile:
         )
 
 
+def listed_tablespaces(data_directory: Path) -> frozenset[int]:
+    """Return the OIDs of the tablespaces that ``pg_tblspc`` names now; raise ServerError when it cannot be read."""
+    return frozenset(_entries_of(str(data_directory / names.TABLESPACES))[0])
+
+
+def _entries_of(directory: str) -> tuple[dict[int, bool], set[str]]:
+    """Return what ``pg_tblspc`` names: OIDs, each with whether it is a link, and what else is there."""
+    try:
+        with os.scandir(directory) as entries:
+            found = {entry.name: entry.is_symlink() for entry in entries}
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+    oids = {int(name): is_link for name, is_link in found.items() if name.isascii() and name.isdigit()}
+    return oids, found.keys() - {str(oid) for oid in oids}
+
+
 class Scan:
     """
     One walk.
@@ -85,6 +101,7 @@ class Scan:
     Attributes:
         data_directory: Absolute, links resolved.
         tablespaces: What ``pg_tblspc`` holds, by OID.
+        listed: The OIDs of all that it names, also of those that are left out or have no directory.
         vanished: Files and directories that disappeared under the walk; complete when the walk is over.
     """
 
@@ -121,6 +138,7 @@ class Scan:
         self._version_directory = version_directory
         self._emptied = emptied
         self._warn = warn
+        self.listed: frozenset[int] = frozenset()
         found = self._find_tablespaces(frozenset(required_tablespaces))
         self.tablespaces = tuple(tablespace for tablespace in found if tablespace.oid not in left_out)
         self._elsewhere = self._tablespace_identities()
@@ -149,13 +167,9 @@ class Scan:
 
     def _find_tablespaces(self, required: frozenset[int]) -> Iterator[FoundTablespace]:
         directory = str(self.data_directory / names.TABLESPACES)
-        try:
-            with os.scandir(directory) as entries:
-                found = {entry.name: entry.is_symlink() for entry in entries}
-        except OSError as error:
-            raise _unreadable(directory, error) from error
-        oids = {int(name): is_link for name, is_link in found.items() if name.isascii() and name.isdigit()}
-        for name in sorted(found.keys() - {str(oid) for oid in oids}):
+        oids, others = _entries_of(directory)
+        self.listed = frozenset(oids)
+        for name in sorted(others):
             self._warn(f"not in the backup: {names.TABLESPACES}/{name} is not a tablespace")
         for oid in sorted(oids.keys() | required):
             location = os.path.realpath(os.path.join(directory, str(oid))) if oids.get(oid) else ""

@@ -24,7 +24,7 @@ class ServerFacts:
         segment_size: Bytes of a WAL segment.
         has_checksums: Whether pages carry checksums.
         databases: All of them.
-        tablespaces: Those that users made.
+        tablespaces: Those that users made so far; a backup asks again when it has started.
         settings: What matters for recovery.
         libraries: Versions of what collation depends on.
         files: Where the cluster's files are.
@@ -74,14 +74,19 @@ def gather_facts(server: Server) -> ServerFacts:
             Database(name=database.name, oid=database.oid, size_bytes=database.size_bytes or 0)
             for database in queries.databases(server)
         ],
-        tablespaces=[
-            Tablespace(oid=tablespace.oid, name=tablespace.name, location=tablespace.location)
-            for tablespace in queries.tablespaces(server)
-        ],
+        tablespaces=known_tablespaces(server),
         settings=queries.recovery_settings(server),
         libraries=queries.libraries(server),
         files=queries.files(server),
     )
+
+
+def known_tablespaces(server: Server) -> list[Tablespace]:
+    """Return the tablespaces that users made, as the catalog has them now, by OID."""
+    return [
+        Tablespace(oid=tablespace.oid, name=tablespace.name, location=tablespace.location)
+        for tablespace in queries.tablespaces(server)
+    ]
 
 
 def base_problem(base: RecordHead, facts: ServerFacts) -> str:

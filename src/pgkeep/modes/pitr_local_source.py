@@ -9,7 +9,9 @@ import msgspec
 
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.read import PageCheck, PageReport
-from pgkeep.datadir.scan import Scan
+from pgkeep.datadir.scan import Scan, listed_tablespaces
+from pgkeep.errors import ServerError
+from pgkeep.modes.physical_base import known_tablespaces
 from pgkeep.modes.pitr import PitrPlan, host_name
 from pgkeep.modes.pitr_local import LocalFiles, UnchangedRule, is_same_place
 from pgkeep.modes.pitr_source import PitrSource, iso, label_items
@@ -19,6 +21,8 @@ from pgkeep.server.backup_session import BackupSession
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import Item
 from pgkeep.streams.record import RecordHead
+
+_START_ATTEMPTS = 5
 
 
 class LocalSource(PitrSource):
@@ -39,13 +43,14 @@ class LocalSource(PitrSource):
         plan, request = self._plan, self._plan.request
         # The later of two clocks' readings would call a file unchanged that was written between them.
         before_start = queries.server_time(self._server)
-        start_lsn = self._session.start(plan.label, fast=plan.options.start_fast)
+        start_lsn, scan = self._start()
         request.say(f"backup start label='{plan.label}' LSN={start_lsn}")
         checkpoint_time = min(before_start, queries.last_checkpoint(self._server).time)
         self._head = msgspec.structs.replace(
             self._head, start_time=iso(before_start), checkpoint_time=iso(checkpoint_time)
         )
-        self._files = files = self._open_files(start_lsn)
+        self._note_tablespaces({tablespace.oid: tablespace.location for tablespace in scan.tablespaces})
+        self._files = files = self._open_files(scan, start_lsn)
         yield from files.items()
         self._session.check()
         self._note_oldest_transaction()
@@ -69,18 +74,35 @@ class LocalSource(PitrSource):
         """Return the record's head."""
         return self._finish()
 
-    def _open_files(self, start_lsn: Lsn) -> LocalFiles:
+    def _start(self) -> tuple[Lsn, Scan]:
+        """
+        Enter backup mode and look at the tablespaces: they must be those that the server saw when it did.
+
+        It looks into ``pg_tblspc`` while it starts, and says at the stop what it found. A tablespace that is made later
+        comes from replay, at the place that WAL names; the walk must not take it for one of the backup's.
+        """
+        plan, data_directory = self._plan, Path(self._plan.facts.files.data_directory)
+        for _ in range(_START_ATTEMPTS):
+            before = listed_tablespaces(data_directory)
+            start_lsn = self._session.start(plan.label, fast=plan.options.start_fast)
+            scan = Scan(
+                data_directory,
+                root=plan.request.root,
+                version_directory=str(self._head.details["tablespace_directory"]),
+                required_tablespaces={t.oid for t in known_tablespaces(self._server)} - plan.left_out,
+                left_out=plan.left_out,
+                warn=self._warn,
+            )
+            if scan.listed == before:
+                return start_lsn, scan
+            plan.request.say("tablespaces were made or dropped while the backup began: it begins again")
+            self._session.close()
+            self._session = BackupSession(self._server)
+        raise ServerError("tablespaces were made or dropped each time the backup began", hint="run the backup again")
+
+    def _open_files(self, scan: Scan, start_lsn: Lsn) -> LocalFiles:
         plan, facts = self._plan, self._plan.facts
         data_directory = Path(facts.files.data_directory)
-        required = {t.oid for t in facts.tablespaces} - plan.left_out
-        scan = Scan(
-            data_directory,
-            root=plan.request.root,
-            version_directory=str(self._head.details["tablespace_directory"]),
-            required_tablespaces=required,
-            left_out=plan.left_out,
-            warn=self._warn,
-        )
         check = None
         if facts.has_checksums and plan.options.verify_checksum:
             block_size = int(facts.settings["block_size"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
 from pgkeep import __version__
 from pgkeep.errors import ServerError
+from pgkeep.modes.physical_base import known_tablespaces
 from pgkeep.modes.physical_wal import CarriedWal
 from pgkeep.modes.pitr import PitrPlan, host_name
 from pgkeep.pg.data_directory import tablespace_version_directory
@@ -17,7 +18,7 @@ from pgkeep.server import queries
 from pgkeep.server.backup_session import BackupStop
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import BytesItem, Item, ItemHeader
-from pgkeep.streams.record import DamagedPages, RecordHead
+from pgkeep.streams.record import DamagedPages, RecordHead, Tablespace
 
 _BLOCKS_SAID = 10
 
@@ -103,6 +104,17 @@ class PitrSource:
             warnings=self._warnings,
         )
 
+    def _note_tablespaces(self, held: Mapping[int, str]) -> None:
+        """
+        Take note, after the backup's start, of the tablespaces that it holds: *held*, OID to location, empty in place.
+
+        One that nobody can see in the catalog yet, because the statement that makes it goes on, has no name.
+        """
+        known = {tablespace.oid: tablespace for tablespace in known_tablespaces(self._server)}
+        found = [known.get(oid) or Tablespace(oid=oid, location=location) for oid, location in sorted(held.items())]
+        tablespaces = [tablespace for tablespace in found if tablespace.oid not in self._plan.left_out]
+        self._head = msgspec.structs.replace(self._head, tablespaces=tablespaces)
+
     def _note_stop(self, stop: BackupStop) -> None:
         """Take what ``pg_backup_stop`` said into the head."""
         if stop.stop_timeline != self._plan.facts.identity.timeline:
@@ -148,6 +160,8 @@ class WalSource(PitrSource):
         # Taken before the segment ends: what is committed by now is in the WAL that is carried.
         now = queries.server_time(self._server)
         stop = self._wal.stop_without_files()
+        # What that WAL makes, a restore must know of: asked for when it has ended.
+        self._note_tablespaces({tablespace.oid: tablespace.location for tablespace in known_tablespaces(self._server)})
         if self._wal.has_switched:
             self._head = msgspec.structs.replace(self._head, stop_time=iso(now))
         yield from self._wal.items(start=None, stop=stop)

@@ -34,6 +34,7 @@ class _ReceivedItem:
 
     header: ItemHeader
     chunks: Callable[[], Iterator[Buffer]]
+    fill: Callable[[memoryview], int]
 
 
 class StreamSource(PitrSource):
@@ -65,6 +66,8 @@ class StreamSource(PitrSource):
         backup = BaseBackup(self._replication, options)
         start = backup.start()
         request.say(f"backup start label='{plan.label}' LSN={start.start_lsn}")
+        queries.check_stream_is_complete(self._server)
+        self._note_tablespaces({tablespace.oid: tablespace.location for tablespace in start.tablespaces if tablespace.oid})
         self._head = msgspec.structs.replace(
             self._head,
             start_time=iso(before_start),
@@ -107,7 +110,7 @@ class StreamSource(PitrSource):
             self._kept[file.path] = content
             yield BytesItem(header, content)
         elif file.kind is ItemKind.FILE:
-            yield _ReceivedItem(header, file.chunks)
+            yield _ReceivedItem(header, file.chunks, file.fill)
         else:
             yield BytesItem(header, b"")
 
