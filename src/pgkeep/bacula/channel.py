@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pgkeep.bacula.ring import Ring
 from pgkeep.errors import BridgeError, ChannelClosed, JobCancelled, WireError
@@ -61,6 +61,9 @@ class Channel:
         read_fd: Where the bridge's packets come from; a pipe.
         write_fd: Where ours go.
         heartbeat_seconds: How long to be silent at most.
+
+    Attributes:
+        on_silence: Called by the heart, with the reason, when nothing has passed for as long as ``limit_silence`` says.
     """
 
     def __init__(self, read_fd: int, write_fd: int, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
@@ -77,6 +80,9 @@ class Channel:
         self._heartbeat_seconds = heartbeat_seconds
         self._stopped = threading.Event()
         self._heart: threading.Thread | None = None
+        self._last_activity = time.monotonic()
+        self._timeout_seconds = 0.0
+        self.on_silence: Callable[[str], None] = lambda _: None
 
     @property
     def is_extended(self) -> bool:
@@ -96,6 +102,11 @@ class Channel:
         """Start the thread that keeps the bridge from thinking that we are gone."""
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._heart.start()
+
+    def limit_silence(self, seconds: float) -> None:
+        """End the job when nothing but heartbeats passes for *seconds*; 0 waits for ever."""
+        self._last_activity = time.monotonic()
+        self._timeout_seconds = seconds
 
     def attach_ring(self, ring: Ring) -> None:
         """Move file data through *ring* from now on."""
@@ -218,6 +229,11 @@ class Channel:
             # Flushed at once: the bridge copies this slot while we fill the next.
             self._write(encode_slot(ring.lend(piece), len(piece)), flush=True)
 
+    def send_small(self, content: bytes) -> None:
+        """Send *content* as D packets, whatever its size."""
+        for start in range(0, len(content), DATA_BYTES):
+            self._write_data(memoryview(content)[start : start + DATA_BYTES])
+
     def say(self, text: str) -> None:
         """Put a line into the job's log."""
         self._message(PacketKind.INFO, text)
@@ -280,6 +296,7 @@ class Channel:
 
     def _receive_some(self) -> None:
         piece = os.read(self._read_fd, COLLECTED_BYTES)
+        self._last_activity = time.monotonic()
         if not piece:
             rest = f" within a packet, after {len(self._received)} bytes of it" if self._received else ""
             raise ChannelClosed(f"the plugin closed the conversation{rest}")
@@ -316,6 +333,7 @@ class Channel:
             if self._is_broken:
                 raise ChannelClosed("the conversation with the plugin is over")
             self._collected += packets
+            self._last_activity = time.monotonic()
             if flush or len(self._collected) >= COLLECTED_BYTES:
                 collected, self._collected = self._collected, bytearray()
                 self._write_out(collected)
@@ -337,6 +355,10 @@ class Channel:
     def _beat(self) -> None:
         pause = min(COLLECTED_SECONDS, self._heartbeat_seconds)
         while not self._stopped.wait(pause):
+            silence = time.monotonic() - self._last_activity
+            if self._timeout_seconds and silence > self._timeout_seconds:
+                self._timeout_seconds = 0
+                self.on_silence(f"nothing happened for {silence:.0f} s, which is longer than timeout allows")
             # Whoever holds the lock is writing.
             if not self._lock.acquire(blocking=False):
                 continue

@@ -52,24 +52,9 @@ class Call:
 
     def connection(self) -> ConnectionTarget:
         """Return how to reach the server."""
-        from pgkeep.server.connection import ConnectionTarget
+        from pgkeep.jobs.connection import connection_target
 
-        settings = self.settings
-        return ConnectionTarget(
-            host=settings.text("host") or "",
-            port=settings.optional_number("port") or 0,
-            user=settings.text("user") or "",
-            password=settings.text("password") or "",
-            pgpass_file=settings.text("pgpass_file") or "",
-            service=settings.text("service") or "",
-            dbname=settings.text("dbname") or "",
-            sslmode=settings.text("sslmode") or "",
-            sslrootcert=settings.text("sslrootcert") or "",
-            sslcert=settings.text("sslcert") or "",
-            sslkey=settings.text("sslkey") or "",
-            connect_timeout_seconds=settings.number("connection_timeout"),
-            role=settings.text("role") or "",
-        )
+        return connection_target(self.settings)
 
 
 def open_call(verb: str, cluster_name: str, values: dict[str, Any]) -> Call:

@@ -9,35 +9,9 @@ from typing import Any, Optional
 import typer
 
 from pgkeep.settings import CliOption, cli_options
+from pgkeep.settings.unbuilt import NOT_BUILT as UNBUILT
 
-NOT_BUILT = frozenset(
-    {
-        "abort_on_error",
-        "backup_from_standby",
-        "cdp_window_seconds",
-        "debug",
-        "large_table_threshold",
-        "log_dir",
-        "parallel_tables",
-        "pgdata_backup_retain_days",
-        "pitr_block_summary_days",
-        "post_restore_sql",
-        "primary_conninfo",
-        "profile",
-        "recreate_replication_slots",
-        "recreate_subscriptions",
-        "restore_as_standby",
-        "restore_replication_state",
-        "standby_host",
-        "state_dir",
-        "timeout",
-        "track_replication_state",
-        "verify_checksum_after",
-        "wal_restore_dir",
-        "wal_segment_overlap",
-        "wipe_pgdata",
-    }
-)
+NOT_BUILT = UNBUILT | {"abort_on_error", "debug", "state_dir", "timeout"}
 """Parameters that no command acts on yet: no option of any command; where a file sets one, there is a warning."""
 
 

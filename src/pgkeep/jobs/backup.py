@@ -24,7 +24,13 @@ OpenSink = Callable[[Plan], AbstractContextManager[RecordingSink]]
 
 
 def backup(
-    request: BackupRequest, *, mode: Mode, server: Server, history: History, open_sink: OpenSink
+    request: BackupRequest,
+    *,
+    mode: Mode,
+    server: Server,
+    history: History,
+    open_sink: OpenSink,
+    confirms: bool = True,
 ) -> tuple[RecordHead, RecordTail]:
     """
     Send every item of one backup to a sink, then have it recorded.
@@ -35,6 +41,7 @@ def backup(
         server: The server to back up.
         history: What the sink knows of earlier backups.
         open_sink: Opens the sink once the plan is known.
+        confirms: Whether what is recorded is also safe; else the server goes on keeping WAL, until a later job knows.
 
     Returns:
         The record's head and tail. When this returns there is a backup; when it raises there is none.
@@ -46,5 +53,6 @@ def backup(
         for item in source.items():
             sink.accept(item)
         recorded = sink.commit(source.finish())
-        source.confirm()
+        if confirms:
+            source.confirm()
     return recorded

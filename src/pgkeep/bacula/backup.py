@@ -1,0 +1,261 @@
+"""A backup: the job's level and predecessor come from the Director, the items go into its stream."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pgkeep.bacula.catalog import Catalog
+from pgkeep.bacula.channel import Channel
+from pgkeep.bacula.file_list import FileList
+from pgkeep.bacula.history import JobBase, JobHistory
+from pgkeep.bacula.objects import (
+    OPTIONS_OBJECT,
+    RESTORE_OBJECT,
+    plugin_objects,
+    render_head_object,
+    restore_options_text,
+)
+from pgkeep.bacula.session import Session, expect_end_of_job
+from pgkeep.bacula.sink import BaculaSink, Marks
+from pgkeep.bacula.state import ClusterState, UnnamedRecord
+from pgkeep.errors import ServerError, SettingsError
+from pgkeep.jobs.amount import size_text
+from pgkeep.jobs.backup import RecordingSink, backup
+from pgkeep.jobs.connection import connection_target
+from pgkeep.modes import mode_named
+from pgkeep.modes.contract import BackupRequest, Mode, Plan
+from pgkeep.server import queries
+from pgkeep.server.connection import Server
+from pgkeep.server.slots import advance_slot, find_slot
+from pgkeep.settings import Resolved
+from pgkeep.streams.record import Level, RecordHead, RecordTail
+
+LEVELS = {"F": Level.FULL, "D": Level.DIFFERENTIAL, "I": Level.INCREMENTAL, "": Level.FULL}
+MAX_WORKERS = 4
+"""More threads only wait for each other: the daemon takes one stream."""
+
+_RECORDS = "2"
+"""How the directories of records begin, named by UTC time, and no other name beside them does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupJob:
+    """
+    One line's part of a backup or estimate job, before the server is asked.
+
+    Attributes:
+        session: The conversation.
+        settings: What holds.
+        mode: How it is backed up.
+        request: What is asked for.
+        state: Records of earlier jobs.
+        history: The same, as the mode asks for it.
+    """
+
+    session: Session
+    settings: Resolved
+    mode: Mode
+    request: BackupRequest
+    state: ClusterState
+    history: JobHistory
+
+    @property
+    def is_physical(self) -> bool:
+        """Whether WAL matters."""
+        return not self.mode.name.endswith("dump")
+
+
+def run(session: Session) -> None:
+    """Make the backup of one Plugin line."""
+    channel, job = session.channel, session.job
+    with prepared_job(session) as this:
+        this.state.prepare()
+        if this.state.has(job.name):
+            raise SettingsError(
+                f"two Plugin lines of this job back up the same cluster in mode {this.mode.name}",
+                hint="give each server a cluster_id of its own",
+            )
+        channel.end()
+        if job.level in ("", "F") and channel.is_extended:
+            _send_config_object(channel)
+        with ExitStack() as held:
+            record: list[UnnamedRecord] = []
+
+            def recorded(head: RecordHead, tail: RecordTail) -> None:
+                record.append(held.enter_context(contextlib.closing(this.state.begin(job.name, head, files, tail))))
+
+            files = held.enter_context(contextlib.closing(FileList(str(this.state.directory))))
+            with Server.open(connection_target(this.settings)) as server:
+                _release_slot(this, server)
+                source = f"{server.sql.info.host}:{server.sql.info.port}"
+                open_sink = SinkOpener(this, files, recorded)
+                head, tail = backup(
+                    this.request,
+                    mode=this.mode,
+                    server=server,
+                    history=this.history,
+                    open_sink=open_sink,
+                    confirms=False,
+                )
+            for one in plugin_objects(head, tail, source=source, sizes=open_sink.sizes):
+                for command in one.commands():
+                    channel.command(command)
+                channel.end()
+            _send_restore_object(channel, render_head_object(head, tail, lines=job.lines))
+            _say_end(channel, head, tail)
+            channel.end()
+            expect_end_of_job(channel)
+            record[0].publish()
+            this.state.prune(job.name)
+            channel.end()
+
+
+@contextmanager
+def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[BackupJob]:
+    """Give what the job is about, from the Director's words and the settings."""
+    channel, job = session.channel, session.job
+    settings = session.settings("backup")
+    mode = mode_named(settings.get("mode"))
+    cluster_id = settings.text("cluster_id") or ""
+    state = ClusterState(settings.require("state_dir"), cluster_id=cluster_id, mode=mode.name)
+    level = LEVELS[job.level]
+    if level is not Level.FULL and not is_estimate:
+        state.confirm(job.previous)
+    if level is not Level.FULL and level in mode.levels:
+        level = _judge_level(session, state, level)
+    holds = None
+    if job.is_accurate and level is not Level.FULL and not is_estimate:
+        holds = Catalog(channel, warn=channel.warn).holds
+    request = BackupRequest(
+        cluster=cluster_id or "default",
+        prefix=f"@postgresql/cluster_{cluster_id}" if cluster_id else "@postgresql",
+        mode=mode.name,
+        level=level,
+        begin=dt.datetime.now(dt.UTC),
+        options=mode.options(_values(settings, job.job_id)),
+        say=channel.say,
+        warn=channel.warn,
+    )
+    previous = job.previous if level is not Level.FULL else ""
+    history = JobHistory(state, previous=previous, holds=holds, warn=channel.warn)
+    try:
+        yield BackupJob(session=session, settings=settings, mode=mode, request=request, state=state, history=history)
+    finally:
+        history.close()
+
+
+def _judge_level(session: Session, state: ClusterState, level: Level) -> Level:
+    """Return the level that is possible in this conversation; say why it is another, or why there will be no base."""
+    channel, job = session.channel, session.job
+    if job.is_accurate and not channel.is_extended:
+        # What is not sent would be taken for deleted, and plain PTCOMM has no word against that.
+        channel.warn(
+            f"making a Full instead of the {level.word} asked for: the job is accurate, the plugin not ours"
+        )
+        return Level.FULL
+    if not job.previous:
+        channel.warn(f"the Director names no job that this {level.word} could build on")
+    elif state.record(job.previous) is None:
+        channel.warn(f"job {job.previous}, which this {level.word} builds on, has no record in {state.directory}")
+    return level
+
+
+def _values(settings: Resolved, job_id: int) -> Callable[[str], Any]:
+    def value_of(name: str) -> Any:
+        value = settings.get(name)
+        return f"bacula_{job_id}" if name == "pitr_label" and value is None else value
+
+    return value_of
+
+
+class SinkOpener:
+    """Opens the sink once the plan is known; remembers what only the sink learns."""
+
+    def __init__(self, job: BackupJob, files: FileList, recorded: Callable[[RecordHead, RecordTail], None]) -> None:
+        self._job = job
+        self._files = files
+        self._recorded = recorded
+        self.sizes: dict[str, int] = {}
+
+    def __call__(self, plan: Plan) -> AbstractContextManager[RecordingSink]:
+        """Open the sink of the backup that *plan* describes."""
+        this, job = self._job, self._job.session.job
+        channel = this.session.channel
+        base = this.history.base_of(plan.base.head.backup_id) if plan.base is not None else None
+        marks = Marks(channel, is_on=job.is_accurate and channel.is_extended and job.level in ("D", "I"))
+        if base is not None:
+            _say_base(this, plan, base)
+            _keep(marks, this, plan)
+        sink = BaculaSink(
+            channel,
+            root=this.request.root,
+            files=self._files,
+            workers=min(MAX_WORKERS, this.settings.number("parallel_jobs")),
+            marks=marks,
+            held=base,
+            goes_on=not this.is_physical and not this.settings.flag("abort_on_error"),
+            recorded=self._recorded,
+            details={"job": job.name, "job_id": job.job_id, "client": job.client, "previous": job.previous},
+        )
+        self.sizes = sink.sizes
+        return sink
+
+
+def _keep(marks: Marks, job: BackupJob, plan: Plan) -> None:
+    """Tell the catalog what the chain still needs of what this job does not send."""
+    root = f"/{job.request.root}/"
+    if getattr(plan, "transport", "") == "wal":
+        marks.keep(root)
+        return
+    marks.keep(f"{root}wal/")
+    marks.keep(f"{root}{_RECORDS}")
+
+
+def _say_base(job: BackupJob, plan: Plan, base: JobBase) -> None:
+    decides = "the catalog and pgkeep's record decide" if job.session.job.is_accurate else "pgkeep's record decides"
+    what = "" if getattr(plan, "transport", "") == "wal" else f"; {decides} which files are unchanged"
+    job.request.say(f"base: job {base.record.job}, backup {base.head.backup_id}{what}")
+
+
+def _release_slot(job: BackupJob, server: Server) -> None:
+    """Let the lasting slot forget what a job holds that is known to have succeeded."""
+    name, held = job.settings.text("slot_name"), job.history.wal_held()
+    if not job.is_physical or not name or held is None:
+        return
+    try:
+        slot = find_slot(server, name)
+        if slot is None or slot.restart_lsn is None or slot.restart_lsn >= held.lsn:
+            return
+        if queries.identify(server).timeline == held.timeline:
+            advance_slot(server, name, held.lsn)
+    except ServerError as error:
+        job.request.warn(f'slot "{name}" was not advanced, it keeps WAL at the server: {error}')
+
+
+def _send_config_object(channel: Channel) -> None:
+    channel.command(f"CONFIGOBJ:{OPTIONS_OBJECT}")
+    channel.send_data(restore_options_text().encode())
+    channel.end()
+
+
+def _send_restore_object(channel: Channel, content: bytes) -> None:
+    channel.command(f"RESTOREOBJ:{RESTORE_OBJECT}")
+    channel.command(f"RESTOREOBJ_LEN:{len(content)}")
+    # Never through the ring: it is kept, not passed on.
+    channel.send_small(content)
+    channel.end()
+
+
+def _say_end(channel: Channel, head: RecordHead, tail: RecordTail) -> None:
+    wal = f", WAL to {head.wal.stop}" if head.wal is not None else ""
+    channel.say(
+        f"backup {head.backup_id} is complete: {tail.sent_files:,} files, {size_text(tail.sent_bytes)} sent, "
+        f"{tail.files:,} files, {size_text(tail.bytes)} in its record{wal}"
+    )
+    if head.is_damaged:
+        channel.warn("the backup holds damaged pages: see above")

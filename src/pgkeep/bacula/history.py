@@ -1,0 +1,128 @@
+"""
+Earlier backups as the Director knows them.
+
+What a backup builds on is the job that the Director names, never just the newest on disk: that one may have failed
+after the backend did its part, or have been deleted from the catalog.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Callable
+
+from pgkeep.bacula.state import ClusterState, JobRecord
+from pgkeep.errors import FormatError
+from pgkeep.modes.contract import Say
+from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
+from pgkeep.streams.record import FileEntry, Level, RecordHead, new_backup_id
+from pgkeep.vault.file_index import FileIndex
+
+CatalogHolds = Callable[[FileEntry], bool]
+"""Tells whether the Director's catalog holds the file of an entry, with the size and time that the entry has."""
+
+
+class JobBase:
+    """The record of an earlier job, to build on."""
+
+    def __init__(self, record: JobRecord, *, holds: CatalogHolds | None) -> None:
+        self.record = record
+        self.head: RecordHead = record.head
+        self._holds = holds
+        self._index: FileIndex | None = None
+
+    def file(self, path: str) -> FileEntry | None:
+        """Return what the record says of *path*, if the catalog agrees where it can be asked."""
+        entry = self.entry(path)
+        if entry is None or (self._holds is not None and not self._holds(entry)):
+            return None
+        return entry
+
+    def entry(self, path: str) -> FileEntry | None:
+        """Return what the record says of *path*."""
+        if self._index is None:
+            self._index = self.record.file_index()
+        return self._index.get(path)
+
+    def close(self) -> None:
+        """Drop the index."""
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+
+class JobHistory:
+    """
+    The records of earlier jobs; see ``History`` in ``modes/contract.py``.
+
+    Args:
+        state: Where they are.
+        previous: Unique name of the job that the Director says to build on; empty for a Full, or when it did not say.
+        holds: Asks the catalog; None when it cannot be asked.
+        warn: Takes what the user should know.
+    """
+
+    def __init__(self, state: ClusterState, *, previous: str, holds: CatalogHolds | None, warn: Say) -> None:
+        self._state = state
+        self._previous = previous
+        self._holds = holds
+        self._warn = warn
+        self._bases: dict[str, JobBase] = {}
+
+    def close(self) -> None:
+        """Drop the indexes."""
+        for base in self._bases.values():
+            base.close()
+        self._bases.clear()
+
+    def new_backup_id(self, begin: dt.datetime, level: Level) -> str:
+        """Return the id of a backup that begins at *begin*: it sorts after every id that is remembered."""
+        return new_backup_id(begin, level, newest=self._state.newest_id())
+
+    def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> JobBase | None:
+        """Return the backup to build on: the named job's, or with *with_files* the one whose files stand with it."""
+        record = self._state.record(self._previous) if self._previous else None
+        if record is None:
+            return None
+        if with_files and not record.head.has_files:
+            record = next((one for one in self._state.records() if one.head.backup_id == record.head.files_from), None)
+        if record is None or record.head.mode != mode or record.head.level not in levels:
+            return None
+        return self._base(record, with_files=with_files)
+
+    def wal_held(self) -> WalPosition | None:
+        """
+        Return up to where WAL is held: the end of the job that the Director named.
+
+        A Full has none named; there it is the newest job that is known to have succeeded.
+        """
+        if self._previous:
+            record = self._state.record(self._previous)
+        else:
+            record = None
+            for one in self._state.records():
+                if one.is_confirmed:
+                    record = one
+        if record is None or record.head.wal is None:
+            return None
+        return WalPosition(Timeline(record.head.wal.timeline), Lsn.parse(record.head.wal.stop))
+
+    def base_of(self, backup_id: str) -> JobBase | None:
+        """Return the base with that id, if it was given out."""
+        return self._bases.get(backup_id)
+
+    def _base(self, record: JobRecord, *, with_files: bool) -> JobBase | None:
+        backup_id = record.head.backup_id
+        if backup_id not in self._bases:
+            base = JobBase(record, holds=self._holds)
+            if with_files:
+                # The whole record is checked before it is built on: a damaged one is none.
+                try:
+                    base.entry("")
+                except (FormatError, OSError) as error:
+                    with contextlib.suppress(OSError):
+                        base.close()
+                    self._warn(f"the record of job {record.job} cannot be used: {error}")
+                    return None
+            self._bases[backup_id] = base
+        return self._bases[backup_id]

@@ -1,0 +1,185 @@
+"""
+Reading ahead: files are read, checked and digested by threads while earlier ones are on their way to the daemon.
+
+Order is kept: pieces come out as the items went in, each item's by offset. Small files travel in batches, since a
+thread's wake-up costs more than a page does. What is read and not yet taken is bounded, whatever the sizes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from pgkeep.streams.item import EXTENT_BYTES, Buffer, DetachedItem, ItemHeader
+
+AHEAD_BYTES = 6 * EXTENT_BYTES
+"""How much may be read and not taken."""
+
+AHEAD_FILES = 64
+"""How many files may be open and not taken; each holds a descriptor."""
+
+BATCH_BYTES = 1 << 20
+BATCH_FILES = 32
+SMALL_BYTES = 256 << 10
+"""Files up to this size are read in batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """
+    One extent that was read.
+
+    Attributes:
+        header: Of its item.
+        offset: Where in the content it is.
+        content: The bytes.
+        digest: BLAKE3 of the content, 64 hexadecimal digits, where the piece is all of it; empty otherwise.
+    """
+
+    header: ItemHeader
+    offset: int
+    content: Buffer
+    digest: str
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the item ends with it."""
+        return self.offset + len(self.content) >= self.header.size
+
+
+class _Task:
+    """What one thread does at a time: some whole small files, or one extent of a large one."""
+
+    __slots__ = ("error", "is_done", "parts", "pieces")
+
+    def __init__(self, parts: list[tuple[DetachedItem, int, int]]) -> None:
+        self.parts = parts
+        self.pieces: list[Piece] = []
+        self.error: BaseException | None = None
+        self.is_done = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(length for _, _, length in self.parts)
+
+
+class ReadAhead:
+    """
+    Threads that read detached items; all methods belong to the thread that made it.
+
+    Args:
+        workers: Number of threads, 1 or more.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._done = threading.Condition(self._lock)
+        self._waiting: deque[_Task] = deque()
+        self._ordered: deque[_Task] = deque()
+        self._batch: list[tuple[DetachedItem, int, int]] = []
+        self._batch_bytes = 0
+        self._open: dict[DetachedItem, int] = {}
+        self._bytes = 0
+        self._is_closed = False
+        self._threads = [threading.Thread(target=self._run, name=f"read-{n}", daemon=True) for n in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something must be taken before more is submitted."""
+        return self._bytes > AHEAD_BYTES or len(self._open) >= AHEAD_FILES
+
+    def submit(self, item: DetachedItem) -> Iterator[Piece]:
+        """Take over *item*; yield what must be taken meanwhile, oldest first, so that no more than the bound is held."""
+        size = item.header.size
+        if size <= SMALL_BYTES:
+            self._open[item] = 1
+            self._batch.append((item, 0, size))
+            self._batch_bytes += size
+            if self._batch_bytes >= BATCH_BYTES or len(self._batch) >= BATCH_FILES:
+                self._end_batch()
+        else:
+            self._end_batch()
+            self._open[item] = -(-size // EXTENT_BYTES)
+            for offset in range(0, size, EXTENT_BYTES):
+                self._enqueue(_Task([(item, offset, min(EXTENT_BYTES, size - offset))]))
+                while self.is_full and self._ordered:
+                    yield from self._take()
+        while self.is_full:
+            yield from self._take()
+
+    def drain(self) -> Iterator[Piece]:
+        """Yield all that is left; raise what went wrong."""
+        self._end_batch()
+        while self._ordered:
+            yield from self._take()
+
+    def close(self) -> None:
+        """Stop, join the threads, close the items that are still open."""
+        with self._lock:
+            self._is_closed = True
+            self._work.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._ordered.clear()
+        self._waiting.clear()
+        while self._open:
+            self._open.popitem()[0].close()
+
+    def _end_batch(self) -> None:
+        if self._batch:
+            parts, self._batch, self._batch_bytes = self._batch, [], 0
+            self._enqueue(_Task(parts))
+
+    def _enqueue(self, task: _Task) -> None:
+        self._bytes += task.bytes
+        self._ordered.append(task)
+        with self._lock:
+            self._waiting.append(task)
+            self._work.notify()
+
+    def _take(self) -> Iterator[Piece]:
+        if not self._ordered:
+            self._end_batch()
+        task = self._ordered.popleft()
+        with self._lock:
+            while not task.is_done:
+                self._done.wait()
+        if task.error is not None:
+            raise task.error
+        self._bytes -= task.bytes
+        for item, _, _ in task.parts:
+            self._open[item] -= 1
+            if not self._open[item]:
+                del self._open[item]
+                item.close()
+        pieces, task.pieces = task.pieces, []
+        yield from pieces
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not self._waiting and not self._is_closed:
+                    self._work.wait()
+                if self._is_closed:
+                    return
+                task = self._waiting.popleft()
+            try:
+                task.pieces = [_read(*part) for part in task.parts]
+            except BaseException as error:  # noqa: BLE001 - carried to the thread that takes
+                task.error = error
+            with self._lock:
+                task.is_done = True
+                self._done.notify()
+
+
+def _read(item: DetachedItem, offset: int, length: int) -> Piece:
+    content: Buffer = item.read_extent(offset, length) if length else b""
+    is_whole = length == item.header.size
+    return Piece(item.header, offset, content, blake3(content).hexdigest() if is_whole else "")

@@ -1,0 +1,29 @@
+"""Parameters that the table has and that nothing acts on yet."""
+
+from __future__ import annotations
+
+NOT_BUILT = frozenset(
+    {
+        "backup_from_standby",
+        "cdp_window_seconds",
+        "large_table_threshold",
+        "log_dir",
+        "parallel_tables",
+        "pgdata_backup_retain_days",
+        "pitr_block_summary_days",
+        "post_restore_sql",
+        "primary_conninfo",
+        "profile",
+        "recreate_replication_slots",
+        "recreate_subscriptions",
+        "restore_as_standby",
+        "restore_replication_state",
+        "standby_host",
+        "track_replication_state",
+        "verify_checksum_after",
+        "wal_restore_dir",
+        "wal_segment_overlap",
+        "wipe_pgdata",
+    }
+)
+"""Where one is set, both doors say so; the command line has further ones that only the other door acts on."""
