@@ -56,7 +56,7 @@ class DumpMode:
             tmpdir=Path(value_of("tmpdir")),
         )
 
-    def plan(self, request: BackupRequest, *, server: Server, history: History) -> DumpPlan:  # noqa: ARG002  no base
+    def plan(self, request: BackupRequest, *, server: Server, history: History) -> DumpPlan:
         """
         Choose the databases and the pg_dump, and refuse what could not be restored or would not fit.
 

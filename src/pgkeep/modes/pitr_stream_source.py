@@ -67,7 +67,7 @@ class StreamSource(PitrSource):
         start = backup.start()
         request.say(f"backup start label='{plan.label}' LSN={start.start_lsn}")
         queries.check_stream_is_complete(self._server)
-        self._note_tablespaces({tablespace.oid: tablespace.location for tablespace in start.tablespaces if tablespace.oid})
+        self._note_tablespaces({one.oid: one.location for one in start.tablespaces if one.oid})
         self._head = msgspec.structs.replace(
             self._head,
             start_time=iso(before_start),
