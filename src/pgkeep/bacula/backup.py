@@ -154,9 +154,7 @@ def _judge_level(session: Session, state: ClusterState, level: Level) -> Level:
     channel, job = session.channel, session.job
     if job.is_accurate and not channel.is_extended:
         # What is not sent would be taken for deleted, and plain PTCOMM has no word against that.
-        channel.warn(
-            f"making a Full instead of the {level.word} asked for: the job is accurate, the plugin not ours"
-        )
+        channel.warn(f"making a Full instead of the {level.word} asked for: the job is accurate, the plugin not ours")
         return Level.FULL
     if not job.previous:
         channel.warn(f"the Director names no job that this {level.word} could build on")

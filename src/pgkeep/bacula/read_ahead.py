@@ -96,7 +96,7 @@ class ReadAhead:
         return self._bytes > AHEAD_BYTES or len(self._open) >= AHEAD_FILES
 
     def submit(self, item: DetachedItem) -> Iterator[Piece]:
-        """Take over *item*; yield what must be taken meanwhile, oldest first, so that no more than the bound is held."""
+        """Take over *item*; yield what must be taken meanwhile, oldest first, for the bound to hold."""
         size = item.header.size
         if size <= SMALL_BYTES:
             self._open[item] = 1

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from pgkeep.pg.lsn import WalPosition
 from pgkeep.server.connection import Server
-from pgkeep.streams.item import Item
+from pgkeep.streams.item import Item, ItemHeader
 from pgkeep.streams.record import FileEntry, Level, RecordHead
 
 Say = Callable[[str], None]
@@ -139,6 +139,10 @@ class Mode(Protocol):
 
     def plan(self, request: BackupRequest, *, server: Server, history: History) -> Plan:
         """Return what will be done, or refuse with the reason and what to do about it."""
+        ...
+
+    def foresee(self, plan: Any, *, server: Server) -> Iterator[ItemHeader]:
+        """Yield the headers of what ``open`` would send, but for the record; read no content and begin nothing."""
         ...
 
     def open(self, plan: Any, *, server: Server) -> AbstractContextManager[Source]:

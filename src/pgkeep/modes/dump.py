@@ -8,6 +8,7 @@ other: consistent in itself, not with its neighbours. Only the directory format 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pgkeep.server.pg_dump import (
 )
 from pgkeep.server.tools import toolbox_for_dump
 from pgkeep.streams.compression import Compression
+from pgkeep.streams.item import ItemHeader, ItemKind
 from pgkeep.streams.record import Level
 
 
@@ -108,6 +110,16 @@ class DumpMode:
             role_passwords=role_passwords,
             system_identifier=str(server.value("SELECT system_identifier FROM pg_control_system()")),
         )
+
+    def foresee(self, plan: DumpPlan, *, server: Server) -> Iterator[ItemHeader]:  # noqa: ARG002 - the plan has it all
+        """Yield the headers of the dumps, with the sizes of the databases: nobody knows those of the dumps."""
+        now = time.time_ns()
+        if plan.options.include_globals:
+            yield ItemHeader(plan.globals_path, mtime_ns=now)
+        is_directory = plan.command.format is DumpFormat.DIRECTORY
+        kind = ItemKind.DIRECTORY if is_directory else ItemKind.FILE
+        for database in plan.databases:
+            yield ItemHeader(plan.path(database.name), kind, size=database.size_bytes, mtime_ns=now)
 
     @contextlib.contextmanager
     def open(self, plan: DumpPlan, *, server: Server) -> Iterator[DumpSource]:

@@ -20,6 +20,7 @@ from pgkeep.modes.physical_wal import WalOptions
 from pgkeep.pg.lsn import WalPosition
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
+from pgkeep.streams.item import ItemHeader
 from pgkeep.streams.record import Level
 
 ALL_LEVELS = frozenset(Level)
@@ -139,6 +140,12 @@ class PitrMode:
             left_out=left_out,
             is_local=transport == "local" or (transport == "wal" and _is_local(options.transport, server, facts)),
         )
+
+    def foresee(self, plan: Any, *, server: Server) -> Iterator[ItemHeader]:
+        """Yield the headers of what the backup would send."""
+        from pgkeep.modes.pitr_estimate import foresee
+
+        return foresee(plan, server)
 
     def open(self, plan: Any, *, server: Server) -> AbstractContextManager[Source]:
         """Begin the backup."""

@@ -44,7 +44,7 @@ class LocalSource(PitrSource):
         # The later of two clocks' readings would call a file unchanged that was written between them.
         before_start = queries.server_time(self._server)
         start_lsn, scan = self._start()
-        request.say(f"backup start label='{plan.label}' LSN={start_lsn}")
+        request.say(f"pg_backup_start label='{plan.label}' LSN={start_lsn}")
         checkpoint_time = min(before_start, queries.last_checkpoint(self._server).time)
         self._head = msgspec.structs.replace(
             self._head, start_time=iso(before_start), checkpoint_time=iso(checkpoint_time)
@@ -60,7 +60,7 @@ class LocalSource(PitrSource):
         self._note_stop(stop)
         files.pages.settle(stop.stop_lsn)
         self._say_walk(files)
-        request.say(f"backup stop LSN={stop.stop_lsn}")
+        request.say(f"pg_backup_stop LSN={stop.stop_lsn}")
         yield from label_items(request.root, stop)
         yield from self._wal.items(
             start=WalPosition(stop.timeline, stop.start_lsn), stop=WalPosition(stop.stop_timeline, stop.stop_lsn)
