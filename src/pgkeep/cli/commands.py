@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pgkeep import __version__
+from pgkeep.cli.bacula_commands import bacula_app
 from pgkeep.cli.door import open_call
 from pgkeep.cli.options import with_options
 
@@ -144,6 +145,9 @@ def demo(*, values: dict[str, Any]) -> None:
     from pgkeep.cli.demo import run
 
     run(open_call("demo", "", values))
+
+
+app.add_typer(bacula_app, name="bacula")
 
 
 @app.command("archive-push", hidden=False)

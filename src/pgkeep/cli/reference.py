@@ -51,9 +51,19 @@ def render() -> str:
     commands: dict[str, Any] = group.commands  # type: ignore[attr-defined]
     lines = [_INTRODUCTION]
     for name, command in commands.items():
-        lines += _command(name, command)
+        for words, one in _single(name, command):
+            lines += _command(words, one)
     lines += [_STATUSES.rstrip("\n"), *_status_rows(), _ARCHIVE_STATUSES]
     return "\n".join(lines)
+
+
+def _single(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the command itself, or of a group its commands, each with all its words."""
+    below: dict[str, Any] = getattr(command, "commands", {})
+    if not below:
+        yield name, command
+    for word, one in below.items():
+        yield f"{name} {word}", one
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
