@@ -82,6 +82,15 @@ class Beneath:
             if self._owner is not None:
                 os.chown(name, self._owner.uid, self._owner.gid, dir_fd=parent, follow_symlinks=False)
 
+    def rename(self, path: str, name: str) -> None:
+        """Give the file at *path* another *name* in its directory; a file that has that name is replaced."""
+        directory, _, old_name = path.rpartition("/")
+        safe_parts(path)
+        safe_parts(name)
+        with self._lock:
+            parent = self._directory(directory)
+            os.rename(old_name, name, src_dir_fd=parent, dst_dir_fd=parent)
+
     def remove_tree(self, path: str) -> None:
         """Remove what is at *path*, whatever it is; nothing there is fine."""
         directory, _, name = path.rpartition("/")

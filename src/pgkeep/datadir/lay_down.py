@@ -11,10 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
+
+from blake3 import blake3
 
 from pgkeep.datadir.beneath import Beneath, safe_parts
 from pgkeep.datadir.durable import Barrier
@@ -34,15 +37,21 @@ class LaidDown:
     bytes: int
 
 
+Note = Callable[[ItemHeader, int, str], object]
+"""Takes a header, the true size and the BLAKE3 of the content, empty for what is not a file; called in any thread."""
+
+
 class _OpenFile:
     """An item and the file that it becomes."""
 
-    __slots__ = ("header", "place", "written")
+    __slots__ = ("digest", "header", "place", "size", "written")
 
     def __init__(self, header: ItemHeader, place: str, written: WrittenFile) -> None:
         self.header = header
         self.place = place
         self.written = written
+        self.size = 0
+        self.digest = blake3()
 
 
 class LayDown:
@@ -56,14 +65,20 @@ class LayDown:
         root: What the virtual paths begin with, ``@postgresql/pitr``.
         workers: Number of threads that read and write.
         expected_bytes: Sum of the sizes to come, for the message when the disk is full; 0 when unknown.
+        note: Takes note of everything that was laid down, for a supply whose content nobody has checked yet; None for
+            one that checks itself.
     """
 
-    def __init__(self, target: Target, *, root: str, workers: int, expected_bytes: int = 0) -> None:
+    def __init__(
+        self, target: Target, *, root: str, workers: int, expected_bytes: int = 0, note: Note | None = None
+    ) -> None:
         self.files = 0
         self.bytes = 0
         self._target = target
         self._prefix = f"{root}/"
         self._expected_bytes = expected_bytes
+        self._note = note
+        self._on_the_way: set[str] = set()
         self._lock = threading.Lock()
         self._open: set[_OpenFile] = set()
         self._root_mode = 0o700
@@ -76,7 +91,7 @@ class LayDown:
         except BaseException:
             self._close_places()
             raise
-        self._pool: ExtentPool[_OpenFile, None] = ExtentPool(workers, self, name="lay-down")
+        self._pool: ExtentPool[_OpenFile, Buffer] = ExtentPool(workers, self, name="lay-down")
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +115,7 @@ class LayDown:
             PgkeepError: It, or one accepted before it, cannot be written; the disk is full.
         """
         header = item.header
-        if header.barrier:
+        if header.barrier or self._is_on_the_way(header):
             self._pool.drain()
         if header.kind is ItemKind.DIRECTORY:
             self._make_directory(header)
@@ -113,9 +128,15 @@ class LayDown:
         if header.barrier:
             self._pool.drain()
 
-    def finish(self) -> LaidDown:
-        """Wait for all writes, make what a server needs beside the files, and return when everything is on disk."""
+    def finish(self, settle: Callable[[], object] | None = None) -> LaidDown:
+        """
+        Wait for all writes, make what a server needs beside the files, and return when everything is on disk.
+
+        *settle* is called when all is written and nothing is certain to be on disk yet: it may remove files.
+        """
         self._pool.drain()
+        if settle is not None:
+            settle()
         try:
             data_directory = self._places[self._target.data_directory]
             for path in names.REQUIRED_DIRECTORIES:
@@ -146,7 +167,7 @@ class LayDown:
             self._open.add(file)
         return file
 
-    def extent(self, file: _OpenFile, offset: int, buffer: Buffer) -> None:
+    def extent(self, file: _OpenFile, offset: int, buffer: Buffer) -> Buffer:
         """Write one extent."""
         try:
             self._writer.write(file.written, offset, buffer)
@@ -154,9 +175,13 @@ class LayDown:
             raise self._write_error(file.place, error) from error
         with self._lock:
             self.bytes += len(buffer)
+        return buffer
 
-    def ordered(self, file: _OpenFile, result: None) -> None:
-        """Nothing of a file needs an order."""
+    def ordered(self, file: _OpenFile, result: Buffer) -> None:
+        """Digest the content where somebody wants to know: nothing else of a file needs an order."""
+        if self._note is not None:
+            file.size += len(result)
+            file.digest.update(result)
 
     def end(self, file: _OpenFile) -> None:
         """Give the file its times and bits, and close it."""
@@ -170,10 +195,22 @@ class LayDown:
                 os.fsync(descriptor)
         except OSError as error:
             raise self._write_error(file.place, error) from error
+        if self._note is not None:
+            self._note(header, file.size, file.digest.hexdigest())
         with self._lock:
             self._open.discard(file)
+            self._on_the_way.discard(header.path)
             self.files += 1
         file.written.close()
+
+    def _is_on_the_way(self, header: ItemHeader) -> bool:
+        """Tell whether a file of the same path is still being written: the later one must win, not the slower one."""
+        if self._note is None or header.kind is not ItemKind.FILE:
+            return False
+        with self._lock:
+            is_there = header.path in self._on_the_way
+            self._on_the_way.add(header.path)
+        return is_there
 
     def _place(self, header: ItemHeader) -> tuple[Path, str]:
         if not header.path.startswith(self._prefix):
@@ -189,6 +226,8 @@ class LayDown:
             self._places[directory].make_directory(inside, file_mode=file_mode)
         except OSError as error:
             raise self._write_error(str(directory / inside), error) from error
+        if self._note is not None:
+            self._note(header, 0, "")
 
     def _make_link(self, header: ItemHeader) -> None:
         directory, inside = self._place(header)
@@ -205,6 +244,8 @@ class LayDown:
             self._places[directory].make_link(inside, header.link)
         except OSError as error:
             raise self._write_error(str(directory / inside), error) from error
+        if self._note is not None:
+            self._note(header, 0, "")
 
     def _write_error(self, place: str, error: OSError) -> PgkeepError:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

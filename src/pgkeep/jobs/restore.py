@@ -8,11 +8,11 @@ whatever can be known to fail, and touches nothing; its result is the plan that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pgkeep.datadir.instance import PrivateAccess
-from pgkeep.datadir.lay_down import LayDown
+from pgkeep.datadir.lay_down import LaidDown, LayDown
 from pgkeep.datadir.owner import Owner
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.fenced_server import FencedServer
@@ -22,7 +22,8 @@ from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.set_aside import move_all
-from pgkeep.streams.item import DetachedItem, StreamedItem
+from pgkeep.streams.item import DetachedItem, ItemHeader, StreamedItem
+from pgkeep.streams.record import RecordHead
 
 
 class Supply(Protocol):
@@ -30,6 +31,23 @@ class Supply(Protocol):
 
     def items(self) -> Iterator[DetachedItem | StreamedItem]:
         """Yield every item of the backup; digests are checked as the content passes."""
+        ...
+
+
+class Ledger(Protocol):
+    """What arrives, and what should have: for a supply that cannot check its items as they pass."""
+
+    def note(self, header: ItemHeader, size: int, digest: str) -> None:
+        """Take note of what was laid down; called in any thread."""
+        ...
+
+    def settle(self) -> RecordHead:
+        """
+        Remove what is too much, and return the head of the record that decided.
+
+        Raises:
+            BackupUnusable: What was laid down is not the backup.
+        """
         ...
 
 
@@ -43,9 +61,14 @@ class RestoreResult:
     databases: tuple[str, ...] = ()
 
 
-def restore(prepared: PreparedRestore, supply: Supply) -> RestoreResult:
+def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None = None) -> RestoreResult:
     """
     Run phases 2 to 6 of a prepared restore.
+
+    Args:
+        prepared: What passed phase 1.
+        supply: Gives the files.
+        ledger: Judges them when all have come; None for a supply that checks what it gives.
 
     Raises:
         PgkeepError: A phase failed. Before the end of phase 2 the target is marked as unfinished and another restore
@@ -57,7 +80,9 @@ def restore(prepared: PreparedRestore, supply: Supply) -> RestoreResult:
     move_all(prepared.aside)
     for aside in prepared.aside:
         request.say(f"moved {aside.path} to {aside.new_path}")
-    files, size = _lay_down(prepared, supply)
+    prepared, laid = _lay_down(prepared, supply, ledger)
+    request = prepared.request
+    files, size = laid.files, laid.bytes
     log.done(f"{size_text(size)} restored in {files} files")
     if not request.start:
         settings = settings_of_recovery(prepared, request.target, socket=None)
@@ -86,12 +111,26 @@ def _say_what_is_left(request: RestoreRequest) -> None:
     request.say("logical replication is off until ALTER SYSTEM RESET max_logical_replication_workers")
 
 
-def _lay_down(prepared: PreparedRestore, supply: Supply) -> tuple[int, int]:
+def _lay_down(prepared: PreparedRestore, supply: Supply, ledger: Ledger | None) -> tuple[PreparedRestore, LaidDown]:
     request = prepared.request
     prepared.target.begin()
-    root = str(request.base.details["root"])
-    with LayDown(prepared.target, root=root, workers=request.workers, expected_bytes=request.tail.bytes) as lay_down:
+    heads: list[RecordHead] = []
+
+    def settle() -> None:
+        if ledger is not None:
+            heads.append(ledger.settle())
+
+    with LayDown(
+        prepared.target,
+        root=str(request.base.details["root"]),
+        workers=request.workers,
+        expected_bytes=request.tail.bytes,
+        note=ledger.note if ledger is not None else None,
+    ) as lay_down:
         for item in supply.items():
             lay_down.accept(item)
-        laid = lay_down.finish()
-    return laid.files, laid.bytes
+        laid = lay_down.finish(settle)
+    for head in heads:
+        # What phase 1 knew of it may have been trimmed.
+        prepared = replace(prepared, request=replace(request, recovery=replace(request.recovery, base=head)))
+    return prepared, laid

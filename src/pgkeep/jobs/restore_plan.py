@@ -188,5 +188,7 @@ def _check_port(original: OriginalCluster, request: RestoreRequest) -> None:
 def _sizes(request: RestoreRequest, target: Target) -> dict[Path, int]:
     outside = {oid: request.tablespace_bytes.get(oid, 0) for oid in target.outside}
     sizes = {target.outside[oid]: size for oid, size in outside.items()}
-    sizes[target.data_directory] = request.tail.bytes - sum(outside.values())
+    sizes[target.data_directory] = max(0, request.tail.bytes - sum(outside.values()))
+    for directory, size in request.beside.items():
+        sizes[directory] = sizes.get(directory, 0) + size
     return sizes

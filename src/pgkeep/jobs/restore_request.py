@@ -36,6 +36,7 @@ class RestoreRequest:
         workers: Threads for the lay-down.
         user: Who shall own the files; empty to find out.
         tablespace_bytes: How much of the backup goes into each tablespace, by OID.
+        beside: Other directories that the restore fills, with the bytes that go into each.
         port: The restored server's port; 0 for the one in its configuration.
         say: Takes one line for the log.
         warn: Takes one warning.
@@ -54,6 +55,7 @@ class RestoreRequest:
     workers: int = 2
     user: str = ""
     tablespace_bytes: dict[int, int] = field(default_factory=dict)
+    beside: dict[Path, int] = field(default_factory=dict)
     port: int = 0
     say: Callable[[str], None]
     warn: Callable[[str], None]

@@ -1,0 +1,278 @@
+"""
+A restore: the daemon says what it will restore, then restores it, file by file, through us.
+
+::
+
+    RestoreStart                                                       ->  F
+    [RESTOREOBJ:<name>, RESTOREOBJ_LEN:<n>, RESTOREOBJ_JOB:<id>, D, F  ->  OK]...
+    [EXPECT, D..., F                                                   ->  OK]         extended only
+    files                                                              see restore_supply.py
+    FINISH                                                             ->  F
+
+Phase 1 runs when the list of files has come, or the first file where no list comes: a refusal is said before a byte is
+asked for. An error is the job's end: what arrived until then is marked as unfinished, or removed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pgkeep.bacula.channel import Channel
+from pgkeep.bacula.objects import RESTORE_OBJECT, parse_head_object
+from pgkeep.bacula.restore_options import restore_settings
+from pgkeep.bacula.restore_supply import RestoreStream
+from pgkeep.bacula.session import Session
+from pgkeep.bacula.where import NAMESPACE, Where, parse_where
+from pgkeep.errors import (
+    ChannelClosed,
+    FormatError,
+    JobCancelled,
+    PgkeepError,
+    RestoreRefused,
+    UsageError,
+    WireError,
+)
+from pgkeep.jobs.stream_restore import ArrivingItem, restore_stream
+from pgkeep.jobs.stream_restore_files import restore_files
+from pgkeep.jobs.stream_restore_plan import PartialSelection, Selection, prepare_stream
+from pgkeep.settings import Rank, Resolved
+from pgkeep.streams.record import RecordHead, RecordTail
+from pgkeep.wire.packet import PacketKind
+
+MAX_OBJECT_BYTES = 1 << 20
+MAX_NAME_BYTES = 64 << 10
+
+Work = Callable[[Iterable[ArrivingItem]], object]
+"""Phases 2 and later."""
+
+
+def run(session: Session) -> None:
+    """Restore what comes for one Plugin line."""
+    channel = session.channel
+    try:
+        _Restore(session).run()
+    except (ChannelClosed, JobCancelled):
+        raise
+    except PgkeepError as error:
+        # An E would be the error of one file only.
+        channel.fatal(f"{error.message}\n{error.hint}" if error.hint else error.message)
+        channel.abandon()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """From a restored name to a virtual path, for the files of one line."""
+
+    where: Where
+    root: str
+    is_renamed: bool
+
+    def path_of(self, name: str) -> str | None:
+        """Return the virtual path of *name*; None for one that is not of this line's."""
+        catalog_name = self.where.strip(name)
+        if self.is_renamed:
+            # A regular expression made the name: what is before the namespace is the directory.
+            catalog_name = NAMESPACE + name.partition(NAMESPACE)[2]
+        path = catalog_name.lstrip("/").removesuffix("/")
+        if path != self.root and not path.startswith(f"{self.root}/"):
+            return None
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise FormatError(f"the name of a restored file is not UTF-8: {path!r}") from error
+        return path
+
+
+class _Restore:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._channel: Channel = session.channel
+        self._where = parse_where(session.job.where)
+        self._settings: Resolved = restore_settings(session, self._where)
+        cluster_id = self._settings.text("cluster_id")
+        self._mode = str(self._settings.get("mode"))
+        prefix = f"@postgresql/cluster_{cluster_id}" if cluster_id else "@postgresql"
+        self._root = f"{prefix}/{self._mode}"
+        self._heads: list[tuple[RecordHead, RecordTail]] = []
+        self._selection: Selection | None = None
+        self._now = dt.datetime.now(dt.UTC)
+
+    def run(self) -> None:
+        """Hold the conversation from RestoreStart to FINISH."""
+        channel = self._channel
+        if not self._settings.flag("allow_restore"):
+            raise RestoreRefused(
+                "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
+            )
+        channel.end()
+        work: Work | None = None
+        command = channel.expect_command()
+        while not command.startswith("FNAME:") and command != "FINISH":
+            if command.startswith("RESTOREOBJ:"):
+                self._take_object(command.removeprefix("RESTOREOBJ:"))
+            elif command == "EXPECT" and channel.is_extended:
+                self._selection = self._read_expected()
+                work = self._prepare()
+            else:
+                raise WireError(f'expected a restore object, FNAME or FINISH, found "{command[:80]}"')
+            channel.command("OK")
+            command = channel.expect_command()
+        if work is None and command != "FINISH":
+            work = self._prepare()
+        names = _Names(self._where, self._root, is_renamed=bool(self._session.job.regex_where))
+        stream = RestoreStream(channel, names.path_of)
+        items = stream.items(command)
+        if work is None:
+            work = _skip
+        work(items)
+        channel.end()
+
+    def _take_object(self, name: str) -> None:
+        content = bytearray()
+        length = -1
+        while (packet := self._channel.receive()).kind is not PacketKind.END:
+            if packet.kind is PacketKind.DATA:
+                content += packet.payload
+                if len(content) > MAX_OBJECT_BYTES:
+                    raise WireError(f"a restore object of more than {MAX_OBJECT_BYTES} bytes")
+            elif packet.kind is PacketKind.COMMAND and packet.text.startswith("RESTOREOBJ_LEN:"):
+                text = packet.text.removeprefix("RESTOREOBJ_LEN:")
+                length = int(text) if text.isascii() and text.isdigit() else -1
+            elif packet.kind is not PacketKind.COMMAND or not packet.text.startswith("RESTOREOBJ_JOB:"):
+                raise self._channel.unexpected(packet, "the content of a restore object")
+        if len(content) != length:
+            raise WireError(f"the restore object {name} has {len(content)} bytes, announced were {length}")
+        if name == RESTORE_OBJECT:
+            self._heads.append(parse_head_object(bytes(content)))
+
+    def _read_expected(self) -> Selection:
+        selection = Selection(self._root)
+        rest = b""
+        for piece in self._channel.data():
+            *entries, rest = (rest + bytes(piece)).split(b"\0")
+            for entry in entries:
+                fields = entry.decode("utf-8", "surrogateescape").split(" ", 3)
+                if len(fields) < 4 or not fields[0].lstrip("-").isdigit() or not fields[1].lstrip("-").isdigit():
+                    raise WireError(f'an entry of EXPECT is "<size> <mtime> <delta> <name>", found {entry[:80]!r}')
+                selection.add(fields[3].lstrip("/").removesuffix("/"), int(fields[0]), int(fields[1]))
+            if len(rest) > MAX_NAME_BYTES:
+                raise WireError("an entry of EXPECT has no end")
+        if rest:
+            raise WireError(f"an entry of EXPECT has no end: {rest[:80]!r}")
+        return selection
+
+    def _prepare(self) -> Work:
+        """Phase 1."""
+        selection = self._selection
+        if selection is not None and not selection.files and not selection.records:
+            return _skip
+        if self._is_for_another_mode():
+            self._say(f"restore_mode is not {self._mode}: nothing of {self._root} is restored")
+            return _skip
+        if self._settings.get("restore_mode") == "files":
+            return self._prepare_files("")
+        if self._mode == "dump":
+            return self._prepare_dump()
+        return self._prepare_cluster()
+
+    def _is_for_another_mode(self) -> bool:
+        wanted = self._settings.get("restore_mode")
+        if wanted in ("auto", "files", self._mode):
+            return False
+        if self._settings.origin("restore_mode").rank is Rank.WHERE:
+            # where= is for all lines of the job, the menu's options are for this one.
+            return True
+        raise UsageError(f"restore_mode is {wanted}, the backup is of mode {self._mode}")
+
+    def _prepare_cluster(self) -> Work:
+        if self._session.job.regex_where:
+            raise RestoreRefused(
+                "a cluster cannot be restored under names that a regular expression makes",
+                hint="restore with where=/ or where=/directory",
+            )
+        try:
+            prepared = prepare_stream(
+                self._heads,
+                self._selection,
+                settings=self._settings,
+                place=self._where.place,
+                now=self._now,
+                say=self._say,
+                warn=self._channel.warn,
+            )
+        except PartialSelection as partial:
+            if self._where.place is None:
+                raise
+            return self._prepare_files(f"{partial.message}: the files are restored as they are, not as a cluster")
+        if self._settings.flag("dry_run_restore"):
+            return self._plan_only(list(prepared.prepared.lines()))
+        for line in prepared.prepared.lines():
+            self._say(line)
+
+        def work(items: Iterable[ArrivingItem]) -> None:
+            restore_stream(prepared.prepared, prepared.wal, self._until_finish(items), say=self._say)
+
+        return work
+
+    def _prepare_dump(self) -> Work:
+        if self._where.place is not None or self._session.job.regex_where:
+            return self._prepare_files("")
+        from pgkeep.jobs.stream_restore_dump import prepare_dump
+
+        plan = prepare_dump(
+            self._heads, self._selection, root=self._root, settings=self._settings, warn=self._channel.warn
+        )
+        if self._settings.flag("dry_run_restore"):
+            return self._plan_only(list(plan.lines()))
+        for line in plan.lines():
+            self._say(line)
+        return lambda items: plan.restore(self._until_finish(items), say=self._say, warn=self._channel.warn)
+
+    def _prepare_files(self, reason: str) -> Work:
+        place = self._where.place
+        if self._session.job.regex_where and place is None:
+            raise UsageError(
+                "a restore under names that a regular expression makes is not supported", hint="use where=/directory"
+            )
+        if place is None:
+            raise UsageError("restore_mode=files needs a directory to restore into", hint="give where=/directory")
+        if self._settings.flag("dry_run_restore"):
+            return self._plan_only([f"files: into {place}"])
+        if reason:
+            self._channel.warn(reason)
+        expected = self._selection.files + len(self._selection.records) if self._selection is not None else None
+
+        def work(items: Iterable[ArrivingItem]) -> None:
+            restore_files(
+                items,
+                place,
+                root=self._root,
+                replace=self._session.job.replace or "a",
+                expected=expected,
+                say=self._say,
+                warn=self._channel.warn,
+            )
+
+        return work
+
+    def _plan_only(self, lines: list[str]) -> Work:
+        for line in lines:
+            self._say(line)
+        self._say("dry_run_restore: nothing is touched, and what comes now is dropped")
+        return _skip
+
+    def _until_finish(self, items: Iterable[ArrivingItem]) -> Iterable[ArrivingItem]:
+        """Yield *items*; after them the replay may take its time without a word from the daemon."""
+        yield from items
+        self._channel.limit_silence(0)
+
+    def _say(self, text: str) -> None:
+        self._channel.say(text)
+
+
+def _skip(items: Iterable[ArrivingItem]) -> None:
+    for item in items:
+        item.skip()

@@ -1,0 +1,134 @@
+"""
+The WAL of one restore, in a vault of its own beside the data directory.
+
+So the restored server gets its WAL from the same program, by the same rules, as from any vault: a segment that the
+recovery needs and that is not there stops it, and is never taken for the end of the WAL.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+from pgkeep.datadir.owner import Owner
+from pgkeep.errors import FormatError, RestoreRefused
+from pgkeep.pg.lsn import SystemIdentifier
+from pgkeep.pg.wal import is_backup_label_name, is_history_name, is_partial_name, is_segment_name
+from pgkeep.streams.item import Buffer, StreamedItem
+from pgkeep.streams.record import RecordHead
+from pgkeep.vault.layout import WAL_DIRECTORY
+from pgkeep.vault.vault import ClusterIdentity, Vault
+from pgkeep.vault.wal_archive import WalArchive
+
+CLUSTER = "restored"
+SUFFIX = ".pgkeep-wal"
+MARK_FILE = "wal-of-a-restore"
+_COMPRESSION_LEVEL = -7
+"""Of zstd: this WAL is read once, soon."""
+
+
+class PrivateWal:
+    """
+    A vault that holds nothing but the WAL of one restore.
+
+    Args:
+        directory: Where; absolute, absent or empty or left by another restore.
+        base: The backup that the WAL belongs to.
+        segment_size: Bytes.
+        owner: Who runs the restored server; None for whoever runs pgkeep.
+    """
+
+    def __init__(self, directory: Path, base: RecordHead, *, segment_size: int, owner: Owner | None) -> None:
+        self.directory = directory
+        self.cluster = CLUSTER
+        self.segments = 0
+        self._base = base
+        self._segment_size = segment_size
+        self._owner = owner
+
+    @property
+    def vault_path(self) -> Path:
+        """The vault itself, which must begin as an empty directory."""
+        return self.directory / "vault"
+
+    @property
+    def archive(self) -> WalArchive:
+        """The archive in it; nothing is looked at before it is asked for a file."""
+        return WalArchive(
+            self.vault_path / CLUSTER / WAL_DIRECTORY,
+            system_identifier=SystemIdentifier(int(self._base.system_identifier)),
+            segment_size=self._segment_size,
+        )
+
+    def owned_by(self, owner: Owner | None) -> PrivateWal:
+        """Return the same for *owner*."""
+        return PrivateWal(self.directory, self._base, segment_size=self._segment_size, owner=owner)
+
+    def check(self) -> None:
+        """Raise RestoreRefused when something else stands in its place."""
+        if not os.path.lexists(self.directory) or self._is_leftover:
+            return
+        if not self.directory.is_dir() or any(self.directory.iterdir()):
+            raise RestoreRefused(
+                f"the directory for the restored WAL is not empty: {self.directory}",
+                hint="name another one in wal_restore_dir, or remove it",
+            )
+
+    def begin(self) -> None:
+        """Make the vault; what another restore left in its place goes first."""
+        if self._is_leftover:
+            self.remove()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The mark comes first: whatever kills this restore, the next one knows whose directory it is.
+        (self.directory / MARK_FILE).write_text("WAL for one restore; pgkeep removes it when that is through\n")
+        vault = Vault.create(self.vault_path)
+        identity = ClusterIdentity(
+            system_identifier=self._base.system_identifier,
+            major=self._base.server_version // 10000,
+            wal_segment_size=self._segment_size,
+        )
+        vault.create_cluster(CLUSTER, identity).close()
+
+    def take(self, item: StreamedItem) -> tuple[int, str]:
+        """Hold the WAL file *item*; return its size and digest; raise ArchiveError when it is not what it claims."""
+        name = item.header.path.rpartition("/")[2]
+        if not _is_wal_name(name):
+            raise FormatError(f'not the name of a WAL file: "{item.header.path}"')
+        digest, total = blake3(), 0
+
+        def content() -> Iterator[Buffer]:
+            nonlocal total
+            for chunk in item.chunks():
+                digest.update(chunk)
+                total += len(chunk)
+                yield chunk
+
+        self.archive.put(name, content(), compression_level=_COMPRESSION_LEVEL)
+        self.segments += 1
+        return total, digest.hexdigest()
+
+    def hand_over(self) -> None:
+        """Let the account of the server read it."""
+        if self._owner is None:
+            return
+        for directory, _, files in os.walk(self.directory):
+            os.chown(directory, self._owner.uid, self._owner.gid)
+            for name in files:
+                os.chown(os.path.join(directory, name), self._owner.uid, self._owner.gid, follow_symlinks=False)
+
+    def remove(self) -> None:
+        """Remove it, unless it is something else."""
+        if self._is_leftover:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def _is_leftover(self) -> bool:
+        return (self.directory / MARK_FILE).is_file()
+
+
+def _is_wal_name(name: str) -> bool:
+    return is_segment_name(name) or is_partial_name(name) or is_history_name(name) or is_backup_label_name(name)

@@ -1,0 +1,230 @@
+"""
+A restore of a cluster whose items come once, in an order that is not ours, and cannot be asked for again.
+
+The heads of the backups come first and phase 1 judges by them. Files are laid down as they come, WAL goes into a vault
+beside the data directory, and the record comes after the files that it names: only then is it known what is missing,
+wrong or too much. Until that is settled the target is marked as unfinished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from pgkeep.datadir.beneath import Beneath
+from pgkeep.errors import BackupUnusable, FormatError
+from pgkeep.jobs.arrivals import Arrivals
+from pgkeep.jobs.private_wal import PrivateWal
+from pgkeep.jobs.recovery_history import held_along
+from pgkeep.jobs.restore import RestoreResult, restore
+from pgkeep.jobs.restore_plan import PreparedRestore
+from pgkeep.pg.lsn import Timeline
+from pgkeep.streams.item import Buffer, ItemHeader, ItemKind, StreamedItem
+from pgkeep.streams.record import RecordHead
+from pgkeep.streams.record_io import RecordReader
+from pgkeep.vault.wal_view import WalView
+
+MANIFEST = "_manifest.json"
+_SAID = 5
+"""How many files a message names."""
+
+
+class ItemFailed(BackupUnusable):
+    """An item did not arrive whole; the stream goes on with the next one."""
+
+
+class ArrivingItem(StreamedItem, Protocol):
+    """An item of a stream: it is read, or skipped, before the next one comes; reading it may raise ItemFailed."""
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The numbers of the owning user and group."""
+        ...
+
+    def skip(self) -> None:
+        """Say that nothing of it is wanted."""
+        ...
+
+
+def record_of(path: str, root: str) -> str:
+    """Return the id of the backup whose record has virtual *path*; empty when that is another file."""
+    inside = path.removeprefix(f"{root}/")
+    backup_id, _, name = inside.partition("/")
+    return backup_id if inside != path and name == MANIFEST else ""
+
+
+def read_record(item: StreamedItem, backup_id: str, arrivals: Arrivals) -> RecordHead:
+    """Take the record *item* of *backup_id*: its file list into *arrivals*; return its head."""
+    reader = RecordReader(map(_copied, item.chunks()), name=f"the record of backup {backup_id}")
+    if reader.head.backup_id != backup_id:
+        raise FormatError(f"the record of backup {backup_id} says that it is that of {reader.head.backup_id}")
+    arrivals.name(backup_id, reader.files())
+    return reader.head
+
+
+def _copied(chunk: Buffer) -> bytes:
+    return bytes(chunk)
+
+
+class ClusterStream:
+    """
+    The supply and the ledger of one restore of a cluster.
+
+    Args:
+        prepared: What passed phase 1.
+        wal: Where its WAL goes.
+        arriving: The stream.
+        arrivals: Empty.
+    """
+
+    def __init__(
+        self, prepared: PreparedRestore, wal: PrivateWal, arriving: Iterable[ArrivingItem], arrivals: Arrivals
+    ) -> None:
+        self._prepared = prepared
+        self._base = prepared.request.base
+        self._root = str(self._base.details["root"])
+        self._wal = wal
+        self._arriving = arriving
+        self._arrivals = arrivals
+        self._head: RecordHead | None = None
+        self.is_settled = False
+
+    def items(self) -> Iterator[StreamedItem]:
+        """Yield what belongs into the data directory; take the rest."""
+        for item in self._arriving:
+            path = item.header.path
+            backup_id = record_of(path, self._root)
+            if path.startswith(f"{self._root}/wal/"):
+                self._take_wal(item)
+            elif backup_id == self._base.backup_id:
+                self._head = read_record(item, backup_id, self._arrivals)
+            elif backup_id or path == self._root:
+                # Of a backup whose files are not the ones restored, or the mode's own directory.
+                item.skip()
+            else:
+                yield item
+
+    def note(self, header: ItemHeader, size: int, digest: str) -> None:
+        """Take note of what was laid down."""
+        self._arrivals.note(header, size, digest)
+
+    def settle(self) -> RecordHead:
+        """Compare with the record, remove what it does not name, prove the WAL; return the record's head."""
+        base = self._base
+        if self._head is None:
+            raise BackupUnusable(
+                f"the record of backup {base.backup_id} did not arrive: nobody knows whether its files are whole",
+                hint="restore again with everything of the job selected; another backup may be whole",
+            )
+        check_against_records(self._arrivals, f"backup {base.backup_id}")
+        self._remove_extra()
+        self._prove_wal()
+        self._wal.hand_over()
+        self.is_settled = True
+        return self._head
+
+    def _take_wal(self, item: ArrivingItem) -> None:
+        if item.header.kind is not ItemKind.FILE:
+            item.skip()
+            return
+        size, digest = self._wal.take(item)
+        self._arrivals.note(item.header, size, digest)
+
+    def _remove_extra(self) -> None:
+        target = self._prepared.target
+        removed = 0
+        places = {directory: Beneath(directory, owner=target.owner) for directory in target.directories}
+        try:
+            for path, kind in self._arrivals.extra():
+                if path.startswith(f"{self._root}/wal/"):
+                    continue
+                directory, inside = target.place(path.removeprefix(f"{self._root}/"))
+                if kind == ItemKind.DIRECTORY.value:
+                    try:
+                        os.rmdir(directory / inside)
+                    except OSError:
+                        # Something that the record names is in it.
+                        continue
+                else:
+                    places[directory].remove_tree(inside)
+                    removed += 1
+        finally:
+            for beneath in places.values():
+                beneath.close()
+        if removed:
+            self._prepared.request.say(
+                f"removed {removed} files of earlier backups that were gone when {self._base.backup_id} was made"
+            )
+
+    def _prove_wal(self) -> None:
+        recovery = self._prepared.request.recovery
+        held = held_along(
+            recovery.history,
+            Timeline(self._base.timeline),
+            recovery.wal_start,
+            self._wal.archive.segment_size,
+            WalView(self._wal.archive),
+        )
+        if held < recovery.archived_end:
+            raise BackupUnusable(
+                f"WAL did not arrive as promised: it ends at {held}, expected {recovery.archived_end}",
+                hint="restore again; when it is lost, ask for a target before that LSN",
+            )
+
+
+def check_against_records(arrivals: Arrivals, what: str) -> None:
+    """Raise BackupUnusable when something that the records name did not arrive, or arrived with other content."""
+    missing, first = 0, []
+    for path in arrivals.missing():
+        missing += 1
+        if missing <= _SAID:
+            first.append(path)
+    if missing:
+        more = f" and {missing - _SAID} more" if missing > _SAID else ""
+        raise BackupUnusable(
+            f"{missing} files of {what} did not arrive: {', '.join(first)}{more}",
+            hint="restore again with everything of the job selected; if they are lost, use another backup",
+        )
+    for path, wrong in arrivals.different():
+        raise BackupUnusable(
+            f"{path} did not arrive as it was backed up: it {wrong}", hint="restore again, or use another backup"
+        )
+
+
+def restore_stream(
+    prepared: PreparedRestore, wal: PrivateWal, arriving: Iterable[ArrivingItem], *, say: Callable[[str], None]
+) -> RestoreResult:
+    """
+    Run phases 2 to 6 of a prepared restore with the items of a stream.
+
+    The directory of WAL goes when nobody needs it any more; the log says where it is as long as somebody does.
+
+    Raises:
+        PgkeepError: A phase failed; see ``jobs/restore.py``.
+    """
+    arrivals = Arrivals()
+    stream = ClusterStream(prepared, wal, arriving, arrivals)
+    try:
+        wal.begin()
+        result = restore(prepared, stream, ledger=stream)
+    except BaseException:
+        # Complete, it may have been started: its recovery can still be brought to an end by hand.
+        if prepared.target.is_marked or not stream.is_settled:
+            wal.remove()
+        else:
+            say(f"the WAL of this restore stays in {wal.directory}")
+        raise
+    finally:
+        arrivals.close()
+    if result.end is not None and result.end.is_promoted:
+        wal.remove()
+    else:
+        say(f"the WAL for the replay is in {wal.directory}: remove that when the server is through")
+    return result
+
+
+def start_command(data_directory: Path, bin_directory: Path) -> str:
+    """Return what starts the restored server, for the log."""
+    return f"{bin_directory / 'pg_ctl'} -D {data_directory} -l {data_directory}.log start"

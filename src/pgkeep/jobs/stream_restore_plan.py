@@ -1,0 +1,259 @@
+"""
+Phase 1 of a restore from a stream: everything is judged by what comes before the first file.
+
+That is the heads of the backups, one for each restored job, and mostly a list of the files that will come. The base is
+the newest backup with files: of a path that several jobs saved, Bacula restores the newest version only.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgkeep.datadir.postmaster import read_control_file
+from pgkeep.errors import PgkeepError, RestoreRefused, UsageError
+from pgkeep.jobs.private_wal import SUFFIX, PrivateWal
+from pgkeep.jobs.promised_wal import PromisedWal
+from pgkeep.jobs.recovery_history import held_along
+from pgkeep.jobs.recovery_plan import RecoveryPlan, plan_recovery
+from pgkeep.jobs.restore_plan import PreparedRestore, prepare
+from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.restore_settings import recovery_target, restore_command, tablespace_places
+from pgkeep.jobs.stream_restore import record_of
+from pgkeep.pg.data_directory import CONTROL_FILE
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.recovery import RecoveryTarget, TargetKind
+from pgkeep.server.tools import toolbox_for_server
+from pgkeep.settings import Resolved
+from pgkeep.settings.assignment import Rank
+from pgkeep.streams.record import RecordHead, RecordTail
+
+NEEDED_FILES = ("pgdata/global/pg_control", "pgdata/PG_VERSION", "backup_label")
+_WAL_BYTES = 16 << 20
+
+WHOLE_JOB_HINT = "select everything of the job, as far back as the Full, or give a directory: where=/directory"
+
+
+@dataclass
+class Selection:
+    """
+    What the daemon says that it will restore, as far as phase 1 needs it: memory does not grow with the files.
+
+    Attributes:
+        root: Virtual path of the mode's directory; what lies elsewhere is not counted.
+        files: How many files, directories and links, records left out.
+        bytes: Sum of the sizes of those.
+        wal: Name and time of each WAL file.
+        records: Ids of the backups whose record comes.
+        needed: Which of ``NEEDED_FILES`` come.
+        tops: What stands directly below the root, by name; not the records' directories.
+    """
+
+    root: str
+    files: int = 0
+    bytes: int = 0
+    wal: list[tuple[str, dt.datetime]] = field(default_factory=list)
+    records: set[str] = field(default_factory=set)
+    needed: set[str] = field(default_factory=set)
+    tops: set[str] = field(default_factory=set)
+
+    def add(self, path: str, size: int, mtime: int) -> None:
+        """Count the file at virtual *path*, of *size* bytes, modified at *mtime*, in seconds."""
+        if not path.startswith(f"{self.root}/"):
+            return
+        backup_id = record_of(path, self.root)
+        if backup_id:
+            self.records.add(backup_id)
+            return
+        inside = path.removeprefix(f"{self.root}/")
+        self.files += 1
+        self.bytes += max(0, size)
+        self.tops.add(inside.partition("/")[0])
+        if inside in NEEDED_FILES:
+            self.needed.add(inside)
+        elif inside.startswith("wal/"):
+            # Whole seconds are what is known of the time: rounded up, nothing in the file is later.
+            self.wal.append((inside.removeprefix("wal/"), dt.datetime.fromtimestamp(mtime + 1, dt.UTC)))
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStream:
+    """A restore of a cluster that passed phase 1, and where its WAL will be."""
+
+    prepared: PreparedRestore
+    wal: PrivateWal
+
+
+class PartialSelection(RestoreRefused):
+    """What was selected is not a whole backup."""
+
+
+def newest_base(heads: Sequence[RecordHead], selection: Selection | None) -> RecordHead:
+    """Return the backup whose files are restored; raise PartialSelection when no record of one comes."""
+    bases = [head for head in heads if head.has_files and head.stop_lsn]
+    if not bases:
+        raise PartialSelection("no Full or Differential of the cluster is among the restored jobs", hint=WHOLE_JOB_HINT)
+    base = max(bases, key=lambda head: head.backup_id)
+    if selection is not None and base.backup_id not in selection.records:
+        raise PartialSelection(f"the record of backup {base.backup_id} is not selected", hint=WHOLE_JOB_HINT)
+    return base
+
+
+def prepare_stream(
+    heads: Sequence[tuple[RecordHead, RecordTail]],
+    selection: Selection | None,
+    *,
+    settings: Resolved,
+    place: Path | None,
+    now: dt.datetime,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> PreparedStream:
+    """
+    Phase 1: decide everything, refuse what cannot work; nothing is touched.
+
+    Args:
+        heads: Of the restored backups.
+        selection: What will come; None when the daemon does not tell.
+        settings: Of this restore.
+        place: The directory beneath which a copy is laid down; None for the cluster's own place.
+        now: The present; aware.
+        say: Takes one line for the log.
+        warn: Takes one warning.
+
+    Raises:
+        PartialSelection: Files that are needed were not selected.
+        RestoreRefused: The target cannot be reached, or is in the way.
+    """
+    by_age = sorted((head for head, _ in heads if head.mode == "pitr"), key=lambda head: head.backup_id)
+    base = newest_base(by_age, selection)
+    tail = next(tail for head, tail in heads if head.backup_id == base.backup_id)
+    size = base.wal.segment_size if base.wal is not None else _WAL_BYTES
+    wal = (
+        PromisedWal.of_heads(by_age, segment_size=size)
+        if selection is None
+        else PromisedWal.of_names(selection.wal, segment_size=size, heads=by_age)
+    )
+    _check_selection(base, tail, selection)
+    target = recovery_target(settings, now)
+    recovery = _plan(by_age, base, target, wal, now)
+    _check_needed_wal(recovery, wal, size)
+    data_directory, tablespaces = _places(base, settings, place)
+    if place is None:
+        _check_identity(data_directory, base)
+    wal_directory = Path(settings.text("wal_restore_dir") or f"{data_directory}{SUFFIX}")
+    private = PrivateWal(wal_directory, base, segment_size=size, owner=None)
+    private.check()
+    wal_bytes = size * sum(1 for name, _ in selection.wal if len(name) == 24) if selection is not None else 0
+    request = RestoreRequest(
+        recovery=recovery,
+        tail=tail,
+        data_directory=data_directory,
+        tablespaces=tablespaces,
+        overwrite_existing=settings.flag("overwrite_existing"),
+        start=settings.flag("start_postgresql_after_restore"),
+        archive=private.archive,
+        restore_command=restore_command(private.vault_path, private.cluster),
+        toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=_path(settings.text("bin_dir"))),
+        timeout_seconds=settings.number("restore_timeout"),
+        workers=settings.number("parallel_jobs"),
+        tablespace_bytes={tablespace.oid: tablespace.size_bytes for tablespace in base.tablespaces},
+        user=settings.text("unix_user") or "",
+        beside={wal_directory: wal_bytes},
+        port=_port(settings),
+        say=say,
+        warn=warn,
+    )
+    prepared = prepare(request, now=now)
+    return PreparedStream(prepared, private.owned_by(prepared.target.owner))
+
+
+def _check_selection(base: RecordHead, tail: RecordTail, selection: Selection | None) -> None:
+    if selection is None:
+        return
+    absent = [name for name in NEEDED_FILES if name not in selection.needed]
+    if absent:
+        raise PartialSelection(f"{absent[0]} of backup {base.backup_id} is not selected", hint=WHOLE_JOB_HINT)
+    if selection.files < tail.files:
+        raise PartialSelection(
+            f"{selection.files} files are selected, backup {base.backup_id} has {tail.files}", hint=WHOLE_JOB_HINT
+        )
+
+
+def _check_needed_wal(recovery: RecoveryPlan, wal: PromisedWal, size: int) -> None:
+    """Refuse a base backup without the WAL that makes it consistent."""
+    base = recovery.base
+    stop = Lsn.parse(base.stop_lsn)
+    # A standby's last segment is among the files, as far as it goes.
+    needed = Lsn(stop - stop % size) if base.from_standby else stop
+    held = held_along(recovery.history, Timeline(base.timeline), recovery.wal_start, size, wal)
+    if held < needed:
+        raise PartialSelection(
+            f"WAL that backup {base.backup_id} needs is not selected: it is there up to {held}, needed up to {needed}",
+            hint=WHOLE_JOB_HINT,
+        )
+
+
+def _plan(
+    heads: Sequence[RecordHead], base: RecordHead, target: RecoveryTarget, wal: PromisedWal, now: dt.datetime
+) -> RecoveryPlan:
+    try:
+        return plan_recovery(heads, target, wal, now=now, backup_id=base.backup_id)
+    except RestoreRefused as refusal:
+        if _is_before(target, base):
+            raise RestoreRefused(
+                refusal.message,
+                hint=f"{refusal.hint}; for an earlier one restore earlier jobs: "
+                f'restore ... before="{base.stop_time[:19].replace("T", " ")}"',
+            ) from None
+        raise
+
+
+def _is_before(target: RecoveryTarget, base: RecordHead) -> bool:
+    if target.kind is TargetKind.TIME:
+        return target.time < dt.datetime.fromisoformat(base.stop_time)
+    return target.kind is TargetKind.LSN and target.lsn < Lsn.parse(base.stop_lsn)
+
+
+def _places(base: RecordHead, settings: Resolved, place: Path | None) -> tuple[Path, dict[int, Path]]:
+    """Return the data directory, and the places of the tablespaces that do not go where they were."""
+    mapped = tablespace_places(settings.mapping("tablespace_map"), base)
+    if place is None:
+        return Path(settings.text("pgdata_dir") or base.data_directory), mapped
+    if settings.text("pgdata_dir") and settings.origin("pgdata_dir").rank >= Rank.RESTORE:
+        raise UsageError(
+            f"where={place} and pgdata_dir={settings.text('pgdata_dir')} name two places",
+            hint="give where=/ with pgdata_dir, or the directory alone",
+        )
+    root = place / str(base.details["root"])
+    outside = {t.oid: root / "tblspc" / str(t.oid) for t in base.tablespaces if t.location}
+    return root / "pgdata", outside | mapped
+
+
+def _check_identity(data_directory: Path, base: RecordHead) -> None:
+    """Refuse to take the place of another cluster, whatever may be overwritten."""
+    if not (data_directory / CONTROL_FILE).exists():
+        return
+    try:
+        found = str(int(read_control_file(data_directory).system_identifier))
+    except PgkeepError:
+        return
+    if found != base.system_identifier:
+        raise RestoreRefused(
+            f"{data_directory} holds another cluster: its system identifier is {found}, "
+            f"that of the backup {base.system_identifier}",
+            hint="name another directory in pgdata_dir, or move that cluster away yourself",
+        )
+
+
+def _port(settings: Resolved) -> int:
+    """Return the port of the restored server; the Plugin line's is that of the server that was backed up."""
+    rank = settings.origin("port").rank
+    is_meant = rank >= Rank.RESTORE or rank is Rank.PROFILE
+    return settings.optional_number("port") or 0 if is_meant else 0
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
