@@ -19,7 +19,7 @@ from pgkeep.pg.backup_manifest import (
     ManifestWriter,
     read_manifest,
 )
-from pgkeep.pg.control_file import crc32c
+from pgkeep.pg.crc32c import crc32c
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from tests.lab.cluster import Cluster
 from tests.lab.server_user import server_user

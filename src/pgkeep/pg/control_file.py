@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pgkeep.errors import FormatError
+from pgkeep.pg.crc32c import crc32c
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 
 CONTROL_FILE_BYTES = 8192
@@ -33,7 +34,6 @@ CATALOG_VERSION_BY_MAJOR = {
 }
 
 _FLOAT_FORMAT = 1234567.0
-_CRC_POLYNOMIAL = 0x82F63B78
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _Enum = TypeVar("_Enum", bound=enum.Enum)
 
@@ -154,25 +154,6 @@ def parse_control_file(content: bytes | bytearray | memoryview) -> ControlFile:
     if values["float_format"] != _FLOAT_FORMAT:
         raise FormatError("pg_control was written on a host with another floating-point format")
     return _from_values(values)
-
-
-def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of *data*; for small pieces, the loop is Python's."""
-    table = _crc_table()
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
-
-
-@cache
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = (byte >> 1) ^ (_CRC_POLYNOMIAL if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
 
 
 def _members(control_version: int) -> str:
