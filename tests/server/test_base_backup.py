@@ -18,11 +18,10 @@ from pgkeep.server import queries
 from pgkeep.server.base_backup import (
     BaseBackup,
     BaseBackupEnd,
-    BaseBackupOptions,
     BaseBackupStart,
     ReceivedFile,
-    base_backup_command,
 )
+from pgkeep.server.base_backup_command import BaseBackupOptions, base_backup_command
 from pgkeep.server.connection import Server
 from pgkeep.server.replication import Replication
 from pgkeep.server.slots import TemporarySlot
@@ -76,7 +75,7 @@ def receive(replication: Replication, options: BaseBackupOptions = FAST, **argum
         assert file.path not in files
         assert not {"", ".", ".."} & set(file.path.split("/"))
         files[file.path] = file
-        content[file.path] = b"".join(file.chunks())
+        content[file.path] = b"".join(bytes(chunk) for chunk in file.chunks())
         assert file.size in {UNKNOWN_SIZE, len(content[file.path])}
     return Received(start, backup.end, files, list(files), content)
 
@@ -180,7 +179,7 @@ def test_content_that_is_not_read_is_passed_over(shared_server: Server) -> None:
             if number % 3 == 0:
                 next(file.chunks(), None)
             elif file.path == CONTROL_FILE:
-                assert len(b"".join(file.chunks())) == 8192
+                assert len(b"".join(bytes(chunk) for chunk in file.chunks())) == 8192
         assert seen[-1] == ("backup_manifest" if shared_server.capabilities.has_manifest else CONTROL_FILE)
         assert backup.end.stop_lsn
         assert backup.received_bytes > 10 << 20

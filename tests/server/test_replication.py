@@ -12,7 +12,8 @@ from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
-from pgkeep.server.replication import Refused, quoted_name, quoted_text
+from pgkeep.server.refusals import Refused
+from pgkeep.server.replication import quoted_name, quoted_text
 from pgkeep.server.slots import TemporarySlot, advance_slot, create_physical_slot, drop_slot, find_slot, slots
 from tests.lab.cluster import Cluster, wait_for
 from tests.lab.proxy import Proxy

@@ -15,7 +15,8 @@ from pgkeep.pg.backup_label import parse_backup_label
 from pgkeep.pg.control_file import parse_control_file
 from pgkeep.pg.lsn import WalPosition
 from pgkeep.server import queries
-from pgkeep.server.base_backup import BaseBackup, BaseBackupEnd, BaseBackupOptions, BaseBackupStart, ReceivedFile
+from pgkeep.server.base_backup import BaseBackup, BaseBackupEnd, BaseBackupStart, ReceivedFile
+from pgkeep.server.base_backup_command import BaseBackupOptions
 from pgkeep.server.checksum_notices import DamagedFile
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemKind

@@ -17,42 +17,22 @@ from dataclasses import dataclass, field
 
 from psycopg.pq import ExecStatus
 
-from pgkeep.errors import FormatError, ServerError, UsageError
+from pgkeep.errors import FormatError, ServerError
 from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.data_directory import BACKUP_MANIFEST, TABLESPACES
 from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.server.base_backup_command import BaseBackupOptions, base_backup_command
 from pgkeep.server.checksum_notices import ChecksumNotices, DamagedFile
-from pgkeep.server.refusals import DATA_CORRUPTED
-from pgkeep.server.replication import AnswerRow, Refused, Replication, answer_rows, quoted_text
+from pgkeep.server.copy_answer import CopyAnswer, ask
+from pgkeep.server.refusals import DATA_CORRUPTED, Refused
+from pgkeep.server.replication import AnswerRow, Replication
 from pgkeep.streams.item import UNKNOWN_SIZE, Buffer, ItemKind
 from pgkeep.streams.tar import TarMember, UstarReader
 
-MIN_RATE_KIB = 32
-MAX_RATE_KIB = 1 << 20
-
 _NEW_ARCHIVE, _DATA, _MANIFEST, _PROGRESS = b"ndmp"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseBackupOptions:
-    """
-    How a base backup is made.
-
-    Attributes:
-        label: The backup's name in ``backup_label``.
-        fast: Make the checkpoint at once; otherwise it is spread over time and the first byte comes minutes later.
-        manifest: Ask for a ``backup_manifest`` with CRC-32C, where the server can; others cost half the speed.
-        verify_checksums: Let the server check the pages that it sends; it does so only when the cluster has checksums.
-        estimate_size: Let the server add up the sizes of its files first, which takes a walk through all of them.
-        max_rate_kib: At most so many KiB per second, 32 to 1,048,576; 0 for no limit.
-    """
-
-    label: str
-    fast: bool
-    manifest: bool = True
-    verify_checksums: bool = True
-    estimate_size: bool = True
-    max_rate_kib: int = 0
+_UNIT_BYTES = 32 << 10
+"""What a server reads of a file, and sends, at once: ``SINK_BUFFER_LENGTH``; up to 14 ``TAR_SEND_SIZE``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +110,9 @@ class ReceivedFile:
         file_mode: Permission bits.
         link: Target of a symbolic link; empty otherwise.
         chunks: Yields the content as it arrives, mostly 32 KiB at a time; to be called once, before the next file is
-            asked for. Chunks live as long as their reader likes. What is not read is passed over.
+            asked for. Each is valid until the next is asked for. What is not read is passed over.
+        fill: Puts what comes next at the beginning of a buffer, between two chunks; returns how many bytes, 0 when the
+            next chunk must be asked for.
     """
 
     path: str
@@ -141,6 +123,7 @@ class ReceivedFile:
     file_mode: int
     link: str
     chunks: Callable[[], Iterator[memoryview]] = field(repr=False)
+    fill: Callable[[memoryview], int] = field(repr=False)
 
 
 class _Mark(enum.Enum):
@@ -149,6 +132,34 @@ class _Mark(enum.Enum):
 
 
 _Event = TarMember | memoryview | BackupTablespace | _Mark
+
+
+class _Content:
+    """The content of a file, out of the events that follow it; what *copy_into* takes of it makes no event."""
+
+    __slots__ = ("_copy_into", "_events", "_left")
+
+    def __init__(self, size: int, events: Iterator[_Event], copy_into: Callable[[memoryview], int]) -> None:
+        self._left = size
+        self._events = events
+        self._copy_into = copy_into
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Yield the content."""
+        while self._left:
+            # The manifest has no size: it goes to the end of all events.
+            data = next(self._events, None)
+            if data is None:
+                return
+            assert isinstance(data, memoryview)
+            self._left -= len(data)
+            yield data
+
+    def fill(self, buffer: memoryview) -> int:
+        """Put what comes next at the beginning of *buffer*."""
+        taken = self._copy_into(buffer)
+        self._left -= taken
+        return taken
 
 
 class BaseBackup:
@@ -163,14 +174,13 @@ class BaseBackup:
     """
 
     def __init__(self, replication: Replication, options: BaseBackupOptions) -> None:
-        if options.max_rate_kib and not MIN_RATE_KIB <= options.max_rate_kib <= MAX_RATE_KIB:
-            raise UsageError(
-                f"rate of a base backup must be {MIN_RATE_KIB} to {MAX_RATE_KIB} KiB/s, found {options.max_rate_kib}"
-            )
         self._replication = replication
         self._options = options
         self._capabilities = Capabilities(replication.version)
         self._notices = ChecksumNotices()
+        self._answer: CopyAnswer
+        self._reader = UstarReader()
+        self._data_prefix = bytes((_DATA,)) if self._capabilities.has_base_backup_messages else b""
         self._start: BaseBackupStart | None = None
         self._end: BaseBackupEnd | None = None
         self.received_bytes = 0
@@ -190,9 +200,8 @@ class BaseBackup:
         if incremental_from is not None:
             self._upload_manifest(incremental_from)
         command = base_backup_command(self._options, self._capabilities, is_incremental=incremental_from is not None)
-        self._replication.send(command)
-        position = answer_rows(self._replication.expect(ExecStatus.TUPLES_OK, doing="BASE_BACKUP"))
-        tablespaces = answer_rows(self._replication.expect(ExecStatus.TUPLES_OK, doing="BASE_BACKUP"))
+        self._answer = ask(self._replication, command, notice=self._notices.take)
+        position, tablespaces = self._answer.rows(), self._answer.rows()
         self._start = BaseBackupStart(*_position(position), tuple(_tablespace(row) for row in tablespaces))
         return self._start
 
@@ -212,12 +221,12 @@ class BaseBackup:
         tablespace = self._start.tablespaces[-1]
         for event in events:
             if isinstance(event, TarMember):
-                yield _received(event, tablespace, events)
+                yield self._received(event, tablespace, events)
             elif isinstance(event, BackupTablespace):
                 tablespace = event
             elif event is _Mark.MANIFEST:
                 manifest = TarMember(BACKUP_MANIFEST, size=UNKNOWN_SIZE)
-                yield _received(manifest, self._start.tablespaces[-1], events)
+                yield self._received(manifest, self._start.tablespaces[-1], events)
 
     @property
     def end(self) -> BaseBackupEnd:
@@ -238,11 +247,11 @@ class BaseBackup:
 
     def _messages(self, start: BaseBackupStart) -> Iterator[_Event]:
         """Yield what the single COPY of 15 and later carries."""
-        self._replication.expect(ExecStatus.COPY_OUT, doing="BASE_BACKUP")
+        self._answer.begin_copy()
         by_oid = {tablespace.oid: tablespace for tablespace in start.tablespaces}
-        reader = UstarReader()
+        reader = self._reader
         in_manifest = False
-        for message in self._replication.copy_messages():
+        for message in self._answer.copy_data():
             kind = message[0]
             if kind == _DATA and not in_manifest:
                 data = message[1:]
@@ -268,30 +277,55 @@ class BaseBackup:
 
     def _copies(self, start: BaseBackupStart) -> Iterator[_Event]:
         """Yield what the COPY of each tablespace, and that of the manifest, carries up to 14."""
-        reader = UstarReader()
+        reader = self._reader
         for tablespace in start.tablespaces:
-            self._replication.expect(ExecStatus.COPY_OUT, doing="BASE_BACKUP")
+            self._answer.begin_copy()
             reader.finish()
             yield tablespace
-            for data in self._replication.copy_messages():
+            for data in self._answer.copy_data():
                 self.received_bytes += len(data)
                 if reader.take_content(len(data)):
                     yield data
                 else:
                     yield from reader.feed(data)
         if self._options.manifest and self._capabilities.has_manifest:
-            self._replication.expect(ExecStatus.COPY_OUT, doing="BASE_BACKUP")
+            self._answer.begin_copy()
             reader.finish()
             yield _Mark.MANIFEST
-            yield from self._replication.copy_messages()
+            yield from self._answer.copy_data()
         self._end = self._read_end()
         reader.finish()
+
+    def _received(self, member: TarMember, tablespace: BackupTablespace, events: Iterator[_Event]) -> ReceivedFile:
+        content = _Content(member.size, events, self._copy_into)
+        return ReceivedFile(
+            # The server calls directories whose content it leaves out, such as pg_wal, by "./" and their name.
+            path=tablespace.prefix + member.name.removeprefix("./"),
+            tablespace=tablespace,
+            kind=member.kind,
+            size=member.size,
+            mtime=member.mtime,
+            file_mode=member.file_mode,
+            link=member.link,
+            chunks=content.chunks,
+            fill=content.fill,
+        )
+
+    def _copy_into(self, buffer: memoryview) -> int:
+        """Take content of the member at hand past the reader, into *buffer*; the end of a file has another form."""
+        whole = min(self._reader.content_left, len(buffer))
+        if whole < _UNIT_BYTES:
+            return 0
+        taken = self._answer.copy_into(buffer[:whole], prefix=self._data_prefix, unit=_UNIT_BYTES)
+        self._reader.take_content(taken)
+        self.received_bytes += taken
+        return taken
 
     def _read_end(self) -> BaseBackupEnd:
         rows: list[AnswerRow] = []
         try:
-            while (result := self._replication.result()) is not None:
-                rows += answer_rows(result)
+            for part in self._answer.last_rows():
+                rows += part
         except Refused as error:
             # With this the server says at the very end that pages were damaged; all data and the position came before.
             if error.state != DATA_CORRUPTED or not rows:
@@ -301,55 +335,6 @@ class BaseBackup:
         assert self._start is not None
         locations = {tablespace.location: tablespace.oid for tablespace in self._start.tablespaces}
         return BaseBackupEnd(*_position(rows), self._notices.damaged(locations), self._notices.others())
-
-
-def base_backup_command(options: BaseBackupOptions, capabilities: Capabilities, *, is_incremental: bool = False) -> str:
-    """Return the command in the grammar of the server's version."""
-    words = [f"LABEL {quoted_text(options.label)}"]
-    if options.estimate_size:
-        words.append("PROGRESS")
-    with_manifest = options.manifest and capabilities.has_manifest
-    if not capabilities.has_base_backup_messages:
-        words += ["FAST"] if options.fast else []
-        words.append("NOWAIT")
-        words += [f"MAX_RATE {options.max_rate_kib}"] if options.max_rate_kib else []
-        words.append("TABLESPACE_MAP")
-        words += [] if options.verify_checksums else ["NOVERIFY_CHECKSUMS"]
-        words += ["MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'"] if with_manifest else []
-        return f"BASE_BACKUP {' '.join(words)}"
-    words.append(f"CHECKPOINT '{'fast' if options.fast else 'spread'}'")
-    words.append("WAIT false")
-    words += [f"MAX_RATE {options.max_rate_kib}"] if options.max_rate_kib else []
-    words.append("TABLESPACE_MAP")
-    words += [] if options.verify_checksums else ["VERIFY_CHECKSUMS false"]
-    words += ["MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'CRC32C'"] if with_manifest else []
-    words += ["INCREMENTAL"] if is_incremental else []
-    return f"BASE_BACKUP ({', '.join(words)})"
-
-
-def _received(member: TarMember, tablespace: BackupTablespace, events: Iterator[_Event]) -> ReceivedFile:
-    def chunks() -> Iterator[memoryview]:
-        left = member.size
-        while left:
-            # The manifest has no size: it goes to the end of all events.
-            data = next(events, None)
-            if data is None:
-                return
-            assert isinstance(data, memoryview)
-            left -= len(data)
-            yield data
-
-    return ReceivedFile(
-        # The server calls directories whose content it leaves out, such as pg_wal, by "./" and their name.
-        path=tablespace.prefix + member.name.removeprefix("./"),
-        tablespace=tablespace,
-        kind=member.kind,
-        size=member.size,
-        mtime=member.mtime,
-        file_mode=member.file_mode,
-        link=member.link,
-        chunks=chunks,
-    )
 
 
 def _position(rows: list[AnswerRow]) -> tuple[Lsn, Timeline]:

@@ -85,3 +85,16 @@ def refusal(state: str | None, message: str, *, where: str, hint: str = "") -> S
     if state == INSUFFICIENT_PRIVILEGE:
         hint = 'run "pgkeep grants" for the rights that the role needs'
     return ServerError(f"PostgreSQL at {where} refused: {one_line(message)}", hint=" ".join(hint.split()))
+
+
+class Refused(ServerError):
+    """
+    The server refused a command.
+
+    Attributes:
+        state: SQLSTATE; None when the connection broke.
+    """
+
+    def __init__(self, error: ServerError, state: str | None) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.state = state

@@ -21,7 +21,8 @@ from psycopg.pq import DiagnosticField, ExecStatus
 
 from pgkeep.errors import ServerError
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
-from pgkeep.server.refusals import refusal
+from pgkeep.server.plain_line import PlainLine, is_plain
+from pgkeep.server.refusals import Refused, refusal
 from pgkeep.server.waiting import SocketWait
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Replication:
         self._libpq = session.pgconn
         self._libpq.nonblocking = 1
         self._wait = SocketWait(self._libpq.socket, where=where, cancelled=cancelled)
+        self._is_lent = False
 
     def __enter__(self) -> Replication:
         return self
@@ -160,6 +162,7 @@ class Replication:
 
     def send(self, command: str) -> None:
         """Send *command*; its answers are read with ``result``, and a COPY's content with ``copy_messages``."""
+        self._check_idle()
         try:
             self._libpq.send_query(command.encode())
         except psycopg.Error as error:
@@ -269,6 +272,29 @@ class Replication:
         except psycopg.Error as error:
             raise self._lost(error) from error
 
+    # Past libpq.
+
+    def lend(self) -> PlainLine | None:
+        """
+        Lend the socket for a command and its whole answer; None when somebody encrypts what goes through it.
+
+        Until ``take_back`` the conversation takes no command.
+        """
+        self._check_idle()
+        try:
+            # It takes what the server may have said of its own accord.
+            is_busy = self._libpq.is_busy()
+        except psycopg.Error as error:
+            raise self._lost(error) from error
+        if is_busy or not is_plain(self._libpq):
+            return None
+        self._is_lent = True
+        return PlainLine(self._libpq.socket, where=self.where, wait=self._wait)
+
+    def take_back(self) -> None:
+        """Say that the answer was read to where the server is ready for the next command."""
+        self._is_lent = False
+
     def check(self) -> None:
         """Raise ServerError when the job was cancelled."""
         self._wait.check()
@@ -290,6 +316,10 @@ class Replication:
         except psycopg.Error as error:
             raise self._lost(error) from error
 
+    def _check_idle(self) -> None:
+        if self._is_lent:
+            raise ServerError(f"a conversation with PostgreSQL at {self.where} was left in the middle of an answer")
+
     def _make_room(self) -> None:
         self._wait.writable()
         self._libpq.consume_input()
@@ -300,19 +330,6 @@ class Replication:
 
 class EndOfCopy(Exception):
     """The server ended a COPY."""
-
-
-class Refused(ServerError):
-    """
-    The server refused a command.
-
-    Attributes:
-        state: SQLSTATE; None when the connection broke.
-    """
-
-    def __init__(self, error: ServerError, state: str | None) -> None:
-        super().__init__(error.message, hint=error.hint)
-        self.state = state
 
 
 def answer_rows(result: PGresult) -> list[AnswerRow]:

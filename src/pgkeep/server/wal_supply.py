@@ -25,7 +25,8 @@ from pgkeep.errors import ArchiveError, FormatError, ServerError
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import LONG_HEADER_BYTES, WalSegment, check_wal_header
-from pgkeep.server.replication import Refused, Replication
+from pgkeep.server.refusals import Refused
+from pgkeep.server.replication import Replication
 from pgkeep.server.wal_stream import WalChunk, WalStream
 from pgkeep.streams.item import CHUNK_BYTES, Buffer
 

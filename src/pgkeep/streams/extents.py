@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from pgkeep.errors import FormatError
-from pgkeep.streams.item import EXTENT_BYTES, UNKNOWN_SIZE, Buffer, DetachedItem, ItemHeader, StreamedItem
+from pgkeep.streams.item import EXTENT_BYTES, UNKNOWN_SIZE, Buffer, DetachedItem, FillingItem, ItemHeader, StreamedItem
 
 QUEUE_FILES = 64
 """Detached items that wait; each may hold a file descriptor."""
@@ -154,8 +154,11 @@ class ExtentPool(Generic[State, Result]):
     def submit_streamed(self, item: StreamedItem) -> None:
         """Read *item* to its end in this thread, while the workers take its extents."""
         stream = StreamedExtents(self, item)
+        fill = item.fill if isinstance(item, FillingItem) else None
         for chunk in item.chunks():
             stream.write(chunk)
+            if fill is not None:
+                stream.write_by(fill)
         stream.end()
 
     def drain(self) -> None:
@@ -350,6 +353,20 @@ class StreamedExtents(Generic[State, Result]):
                 raise FormatError(f"{self._path} was announced with {self._size} bytes, but more came")
             self._append(part)
 
+    def write_by(self, fill: Callable[[memoryview], int]) -> None:
+        """Let *fill* write to the extents themselves, until it has nothing more or all that was announced has come."""
+        while self.total < self._size:
+            if self._buffer is None or self._filled == len(self._buffer):
+                self._next_buffer()
+            assert self._buffer is not None
+            left = min(len(self._buffer) - self._filled, self._size - self.total)
+            with memoryview(self._buffer) as view:
+                taken = fill(view[self._filled : self._filled + left])
+            if not taken:
+                return
+            self._filled += taken
+            self.total += taken
+
     def end(self) -> None:
         """Hand over the last extent; raise FormatError when less came than the header announced."""
         if self._size not in (UNKNOWN_SIZE, self.total):
@@ -358,16 +375,19 @@ class StreamedExtents(Generic[State, Result]):
 
     def _append(self, part: memoryview) -> None:
         while part:
-            if self._buffer is None:
-                is_small = self._size != UNKNOWN_SIZE and self._size <= SMALL_BYTES
-                self._buffer = bytearray(self._size) if is_small else self._pool._take_buffer()  # noqa: SLF001 - one machine in two classes
+            if self._buffer is None or self._filled == len(self._buffer):
+                self._next_buffer()
+            assert self._buffer is not None
             taken = min(len(part), len(self._buffer) - self._filled)
-            if not taken:
-                self._hand_over(is_last=False)
-                continue
             self._buffer[self._filled : self._filled + taken] = part[:taken]
             self._filled += taken
             part = part[taken:]
+
+    def _next_buffer(self) -> None:
+        if self._buffer is not None:
+            self._hand_over(is_last=False)
+        is_small = self._size != UNKNOWN_SIZE and self._size <= SMALL_BYTES
+        self._buffer = bytearray(self._size) if is_small else self._pool._take_buffer()  # noqa: SLF001 - one machine in two classes
 
     def _hand_over(self, *, is_last: bool) -> None:
         buffer = bytearray() if self._buffer is None else self._buffer

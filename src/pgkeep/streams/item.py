@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -93,6 +93,20 @@ class StreamedItem(Protocol):
 
     def chunks(self) -> Iterator[Buffer]:
         """Yield the content, at most ``CHUNK_BYTES`` at a time; nothing for what is not a file."""
+        ...
+
+
+@runtime_checkable
+class FillingItem(StreamedItem, Protocol):
+    """A streamed item whose content can also be put where it is wanted, without a copy."""
+
+    def fill(self, buffer: memoryview) -> int:
+        """
+        Put what comes next at the beginning of *buffer*; called between two chunks, or before the first.
+
+        Returns:
+            How many bytes; 0 when the next chunk must be asked for.
+        """
         ...
 
 

@@ -161,6 +161,7 @@ class UstarReader:
         self._rest = bytearray()
         self._left = 0
         self._padding = 0
+        self._held_back = 0
         self._extension = b""
         self._content = bytearray()
         self._name: str | None = None
@@ -191,7 +192,14 @@ class UstarReader:
                 if len(self._rest) == BLOCK_BYTES:
                     block, self._rest = bytes(self._rest), bytearray()
                     if (member := self._take_header(block)) is not None:
+                        self._held_back = len(view)
                         yield member
+                        self._held_back = 0
+
+    @property
+    def content_left(self) -> int:
+        """Bytes of content of the member at hand that have not been fed; 0 while fed ones wait to be yielded."""
+        return 0 if self._held_back or self._extension else self._left
 
     def take_content(self, length: int) -> bool:
         """
