@@ -112,6 +112,20 @@ def test_tablespaces_are_moved_to_their_places(cluster: ClusterVault, tmp_path: 
     assert list((place / "pg_tblspc").iterdir()) == []
 
 
+def test_the_link_of_a_tablespace_that_was_left_out_goes(cluster: ClusterVault, tmp_path: Path) -> None:
+    """What is left of tablespace_map leads to no files but those of the backup."""
+    text = b"16385 /fast\n163850 /faster\n16390 /scratch\n"
+    item = MadeStreamed(header_of("@postgresql/pitr/tablespace_map", len(text)), text)
+    head = head_of(FULL)
+    head.details["left_out"] = [16385, 16390]
+    store(cluster, [item], head=head)
+    place = tmp_path / "data"
+    follow(cluster, FULL, "Unpack", place)
+    follow(cluster, FULL, "What is missing", place)
+    assert (place / "tablespace_map").read_text() == "163850 /faster\n"
+    assert (place / "postgresql.auto.conf").read_text() == "allow_in_place_tablespaces = on\n"
+
+
 def test_the_restore_command_of_the_recipe_delivers(cluster: ClusterVault, tmp_path: Path) -> None:
     """What the recipe puts into restore_command gives segments and histories, and fails for what is not there."""
     item = wal_item(8)

@@ -14,6 +14,7 @@ from pgkeep.datadir.recovery_files import (
 from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.lsn import Lsn, SystemIdentifier
 from pgkeep.pg.recovery import RecoveryTarget, recovery_settings
 from pgkeep.pg.tablespace_map import parse_tablespace_map, remap, render_tablespace_map
@@ -34,7 +35,10 @@ def settings_of_recovery(prepared: PreparedRestore, target: RecoveryTarget, *, s
             for name, value in request.recovery.minimums.items()
             if value > int(request.base.settings.get(name, value))
         }
-    if any(not tablespace.location for tablespace in request.base.tablespaces):
+    is_in_place = any(not tablespace.location for tablespace in request.base.tablespaces)
+    # Replay makes a directory in pg_tblspc for changes of a tablespace that was left out; older servers never mind.
+    is_left_out = bool(request.base.details.get("left_out"))
+    if is_in_place or (is_left_out and Capabilities(request.base.server_version).has_in_place_tablespaces):
         # Without it a server that becomes consistent takes a directory in pg_tblspc for a fault (xlogrecovery.c,
         # CheckTablespaceDirectory), and panics.
         settings["allow_in_place_tablespaces"] = "on"
@@ -45,8 +49,13 @@ def write_recovery_files(prepared: PreparedRestore, settings: dict[str, str]) ->
     """Write everything that the server reads before it replays; with that the target is complete."""
     request, target = prepared.request, prepared.target
     base = request.base
-    paths = parse_tablespace_map(base.tablespace_map, major=request.major)
-    moved = remap(paths, {oid: str(directory) for oid, directory in target.outside.items() if oid in paths})
+    # A tablespace that this restore does not lay down gets no link: it would lead into the files of the original.
+    paths = {
+        oid: path
+        for oid, path in parse_tablespace_map(base.tablespace_map, major=request.major).items()
+        if oid in target.outside
+    }
+    moved = remap(paths, {oid: str(target.outside[oid]) for oid in paths})
     data_directory = target.data_directory
     RecoveryFiles(
         backup_label=base.backup_label,

@@ -16,9 +16,9 @@ def render_recipe(head: RecordHead, volumes: Sequence[VolumeEntry]) -> str:
     if head.mode != "pitr":
         sections.append(_unpack_only(head))
     elif head.has_files and not head.references:
-        sections += [_unpack_full(), *_tablespaces(head.tablespaces), _to_the_end(head), _further(head)]
+        sections += [_unpack_full(), *_tablespaces(head), _to_the_end(head), _further(head)]
     elif head.has_files:
-        sections += [_unpack_differential(head), *_tablespaces(head.tablespaces), _to_the_end(head), _further(head)]
+        sections += [_unpack_differential(head), *_tablespaces(head), _to_the_end(head), _further(head)]
     else:
         sections += [_wal_only(head), _further(head)]
     sections.append(_integrity(volumes))
@@ -107,7 +107,11 @@ Then remove the files that did not exist any more when this backup was made:
 """
 
 
-def _tablespaces(tablespaces: Sequence[Tablespace]) -> list[str]:
+def _tablespaces(head: RecordHead) -> list[str]:
+    return [*_moves(head.tablespaces), *_left_out(head)]
+
+
+def _moves(tablespaces: Sequence[Tablespace]) -> list[str]:
     outside = [tablespace for tablespace in tablespaces if tablespace.location]
     if not outside:
         return []
@@ -126,6 +130,27 @@ another place, change the path here and in `{_DATA_DIRECTORY}/tablespace_map`. T
 """
         + "\n".join(moves)
         + "\n"
+    ]
+
+
+def _left_out(head: RecordHead) -> list[str]:
+    oids = head.details.get("left_out", ())
+    if not oids:
+        return []
+    lines = "|".join(str(oid) for oid in oids)
+    return [
+        f"""\
+## What is missing
+
+Tablespace {", ".join(str(oid) for oid in oids)} is not in this backup. Its link must not come back: on the host of the
+original it would lead into the original's files, and the server would change them.
+
+    sed -Ei '/^({lines}) /d' {_DATA_DIRECTORY}/tablespace_map
+    echo 'allow_in_place_tablespaces = on' >> {_DATA_DIRECTORY}/postgresql.auto.conf
+
+The server does without a `tablespace_map` that is empty. When it runs, drop what was in the tablespace, then the
+tablespace, then take the setting out again.
+"""
     ]
 
 
