@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ FILES = int(os.environ.get("PGKEEP_TEST_FILES", "20000"))
 
 def peak_mib(keeper: Keeper, verb: str, *arguments: str) -> float:
     """Run pgkeep, which must succeed; return the most memory that it had."""
-    report = keeper.directory / "peak"
+    report, begin = keeper.directory / "peak", time.monotonic()
     command = [sys.executable, str(MEASURED), str(report), verb, keeper.name, f"--vault={keeper.vault}", *arguments]
     done = subprocess.run(
         command,
@@ -33,6 +34,7 @@ def peak_mib(keeper: Keeper, verb: str, *arguments: str) -> float:
         **server_user().popen_arguments(),
     )
     assert done.returncode == 0, done.stderr
+    print(f"{verb} {' '.join(arguments)}: {time.monotonic() - begin:.0f} s")  # noqa: T201
     return int(report.read_text()) / 1024
 
 
