@@ -223,11 +223,21 @@ class Channel:
                 self._write_data(piece)
                 continue
             if not ring.has_free_slot:
-                self._await_release()
+                if not ring.has_lent_slot:
+                    # All are reserved for what comes later: nobody would give one back before this is sent.
+                    ring = None
+                    continue
+                self.await_release()
                 continue
             piece, view = view[: ring.slot_bytes], view[ring.slot_bytes :]
             # Flushed at once: the bridge copies this slot while we fill the next.
             self._write(encode_slot(ring.lend(piece), len(piece)), flush=True)
+
+    def send_slot(self, slot: int, length: int) -> None:
+        """Send what stands in a slot that was reserved in the ring."""
+        assert self._ring is not None
+        self._ring.lend_reserved(slot)
+        self._write(encode_slot(slot, length), flush=True)
 
     def send_small(self, content: bytes) -> None:
         """Send *content* as D packets, whatever its size."""
@@ -266,7 +276,8 @@ class Channel:
             encoded = encoded[:MAX_MESSAGE_BYTES].decode("utf-8", "ignore").encode() + "…".encode()
         self._write(encode(kind, encoded + b"\n"), flush=True)
 
-    def _await_release(self) -> None:
+    def await_release(self) -> None:
+        """Wait until the bridge gives a slot back."""
         self.flush()
         kind, length = self._receive_header()
         payload = bytes(self._receive_payload(length)) if length else b""

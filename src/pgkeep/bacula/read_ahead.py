@@ -2,15 +2,17 @@
 Reading ahead: files are read, checked and digested by threads while earlier ones are on their way to the daemon.
 
 Order is kept: pieces come out as the items went in, each item's by offset. Small files travel in batches, since a
-thread's wake-up costs more than a page does. What is read and not yet taken is bounded, whatever the sizes.
+thread's wake-up costs more than a page does. Large ones are read straight into slots of the ring, where there is one:
+then nobody copies them. What is read and not yet taken is bounded, whatever the sizes.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 from blake3 import blake3
 
@@ -38,12 +40,14 @@ class Piece:
         offset: Where in the content it is.
         content: The bytes.
         digest: BLAKE3 of the content, 64 hexadecimal digits, where the piece is all of it; empty otherwise.
+        slot: The slot of the ring that holds the content; -1 for none.
     """
 
     header: ItemHeader
     offset: int
     content: Buffer
     digest: str
+    slot: int = -1
 
     @property
     def is_last(self) -> bool:
@@ -51,20 +55,50 @@ class Piece:
         return self.offset + len(self.content) >= self.header.size
 
 
+class Slots(Protocol):
+    """Memory that pieces may be read into, as the channel's ring has it."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of each."""
+        ...
+
+    def reserve(self) -> int | None:
+        """Return a slot; None when there is none now."""
+        ...
+
+    def view(self, slot: int, length: int) -> memoryview:
+        """Return the memory of a slot."""
+        ...
+
+
+class ReadsInto(Protocol):
+    """A detached item that can be read into memory that is there already."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer* with the content at *offset*; called from any thread."""
+        ...
+
+
 class _Task:
     """What one thread does at a time: some whole small files, or one extent of a large one."""
 
-    __slots__ = ("error", "is_done", "parts", "pieces")
+    __slots__ = ("error", "is_done", "parts", "pieces", "slot", "view")
 
-    def __init__(self, parts: list[tuple[DetachedItem, int, int]]) -> None:
+    def __init__(
+        self, parts: list[tuple[DetachedItem, int, int]], *, slot: int = -1, view: memoryview | None = None
+    ) -> None:
         self.parts = parts
+        self.slot = slot
+        self.view = view
         self.pieces: list[Piece] = []
         self.error: BaseException | None = None
         self.is_done = False
 
     @property
     def bytes(self) -> int:
-        return sum(length for _, _, length in self.parts)
+        # What stands in the ring is bounded by the ring.
+        return 0 if self.slot >= 0 else sum(length for _, _, length in self.parts)
 
 
 class ReadAhead:
@@ -73,9 +107,13 @@ class ReadAhead:
 
     Args:
         workers: Number of threads, 1 or more.
+        slots: Memory to read large items into; None for memory of its own.
+        wait: Waits until a slot may be free; only called when nothing is left to be taken.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, slots: Slots | None = None, wait: Callable[[], None] = lambda: None) -> None:
+        self._slots = slots
+        self._wait = wait
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._done = threading.Condition(self._lock)
@@ -104,6 +142,9 @@ class ReadAhead:
             self._batch_bytes += size
             if self._batch_bytes >= BATCH_BYTES or len(self._batch) >= BATCH_FILES:
                 self._end_batch()
+        elif self._slots is not None and hasattr(item, "read_into"):
+            self._end_batch()
+            yield from self._submit_slots(item, self._slots)
         else:
             self._end_batch()
             self._open[item] = -(-size // EXTENT_BYTES)
@@ -113,6 +154,18 @@ class ReadAhead:
                     yield from self._take()
         while self.is_full:
             yield from self._take()
+
+    def _submit_slots(self, item: DetachedItem, slots: Slots) -> Iterator[Piece]:
+        size = item.header.size
+        self._open[item] = -(-size // slots.slot_bytes)
+        for offset in range(0, size, slots.slot_bytes):
+            while (slot := slots.reserve()) is None:
+                if self._ordered:
+                    yield from self._take()
+                else:
+                    self._wait()
+            length = min(slots.slot_bytes, size - offset)
+            self._enqueue(_Task([(item, offset, length)], slot=slot, view=slots.view(slot, length)))
 
     def drain(self) -> Iterator[Piece]:
         """Yield all that is left; raise what went wrong."""
@@ -171,7 +224,7 @@ class ReadAhead:
                     return
                 task = self._waiting.popleft()
             try:
-                task.pieces = [_read(*part) for part in task.parts]
+                task.pieces = [_read(*part, task) for part in task.parts]
             except BaseException as error:  # noqa: BLE001 - carried to the thread that takes
                 task.error = error
             with self._lock:
@@ -179,7 +232,12 @@ class ReadAhead:
                 self._done.notify()
 
 
-def _read(item: DetachedItem, offset: int, length: int) -> Piece:
-    content: Buffer = item.read_extent(offset, length) if length else b""
+def _read(item: DetachedItem, offset: int, length: int, task: _Task) -> Piece:
+    content: Buffer = b""
+    if task.view is not None:
+        cast("ReadsInto", item).read_into(offset, task.view)
+        content = task.view
+    elif length:
+        content = item.read_extent(offset, length)
     is_whole = length == item.header.size
-    return Piece(item.header, offset, content, blake3(content).hexdigest() if is_whole else "")
+    return Piece(item.header, offset, content, blake3(content).hexdigest() if is_whole else "", task.slot)

@@ -18,6 +18,9 @@ from pgkeep.errors import WireError
 
 MAX_SLOTS = 1024
 MAX_SLOT_BYTES = 64 << 20
+SPARE_SLOTS = 2
+"""So many slots are never reserved: for what is not read ahead."""
+
 _KEY = re.compile(r"([0-9]{1,6}) ([1-9][0-9]{0,5}) ([1-9][0-9]{0,9})")
 
 
@@ -70,6 +73,24 @@ class Ring:
     def has_free_slot(self) -> bool:
         """Whether ``lend`` may be called."""
         return bool(self._free)
+
+    @property
+    def has_lent_slot(self) -> bool:
+        """Whether the receiver will give one back."""
+        return bool(self._lent)
+
+    def reserve(self) -> int | None:
+        """Return a free slot to be filled and lent later; None when too few are free."""
+        return self._free.popleft() if len(self._free) > SPARE_SLOTS else None
+
+    def view(self, slot: int, length: int) -> memoryview:
+        """Return the memory of a reserved *slot*."""
+        start = slot * self.slot_bytes
+        return self._view[start : start + length]
+
+    def lend_reserved(self, slot: int) -> None:
+        """Note that a reserved *slot* is the receiver's now."""
+        self._lent.add(slot)
 
     def lend(self, content: memoryview) -> int:
         """Copy *content*, at most a slot's worth, into a free slot; return the slot, which is the receiver's now."""

@@ -133,7 +133,7 @@ class BaculaSink:
         self._goes_on = goes_on
         self._recorded = recorded
         self._details = details
-        self._ahead = ReadAhead(workers)
+        self._ahead = ReadAhead(workers, slots=channel.ring, wait=channel.await_release)
         self._digest = blake3()
         self.sent_files = 0
         self.sent_bytes = 0
@@ -212,13 +212,17 @@ class BaculaSink:
         header, content = piece.header, piece.content
         if piece.offset == 0:
             self._announce(header)
-        if content:
+        if not piece.digest:
+            # Before the bridge owns the memory.
+            self._digest.update(content)
+        is_last = piece.is_last
+        if piece.slot >= 0:
+            self._channel.send_slot(piece.slot, len(content))
+        elif content:
             self._channel.send_data(content)
         if piece.digest:
             self._end_file(header, header.size, piece.digest)
-            return
-        self._digest.update(content)
-        if piece.is_last:
+        elif is_last:
             digest, self._digest = self._digest, blake3()
             self._end_file(header, header.size, digest.hexdigest())
 

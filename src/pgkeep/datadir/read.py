@@ -172,11 +172,34 @@ class LocalFile:
         if self._pages is not None:
             content = self._check(self._pages, content, offset)
         if present < length:
-            if not self._shrank:
-                self._shrank = True
-                self._report.count_shrunk()
+            self._note_shrunk()
             return bytes(content) + bytes(length - present)
         return content
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """
+        Fill *buffer* with the content at *offset*: ``read_extent`` for a caller that has the memory.
+
+        *offset* is a multiple of a power of two of at least a megabyte, and of the pieces' size.
+        """
+        if offset % EXTENT_BYTES == 0 and offset + EXTENT_BYTES < self.header.size:
+            self._advise(offset + EXTENT_BYTES)
+        present = 0
+        try:
+            while present < len(buffer) and (
+                count := os.preadv(self._descriptor, [buffer[present:]], offset + present)
+            ):
+                present += count
+        except OSError as error:
+            raise ServerError(f"cannot read {self.header.path} at byte {offset}: {error.strerror}") from error
+        if self._pages is not None:
+            content = buffer[:present]
+            checked = self._check(self._pages, content, offset)
+            if checked is not content:
+                buffer[:present] = checked
+        if present < len(buffer):
+            self._note_shrunk()
+            buffer[present:] = bytes(len(buffer) - present)
 
     def close(self) -> None:
         """Close the file."""
@@ -196,6 +219,11 @@ class LocalFile:
         except OSError as error:
             raise ServerError(f"cannot read {self.header.path} at byte {offset}: {error.strerror}") from error
         return content
+
+    def _note_shrunk(self) -> None:
+        if not self._shrank:
+            self._shrank = True
+            self._report.count_shrunk()
 
     def _advise(self, offset: int) -> None:
         # The kernel's own read-ahead is lost when several threads read one file; a failed hint changes nothing.
