@@ -46,3 +46,23 @@ def test_a_copy_without_a_tablespace_leaves_the_originals_alone(
     assert contents(place) == before
     cluster.start()
     assert rows(cluster) == expected
+
+
+def test_expire_says_that_incomplete_backups_do_not_expire(make_keeper: MakeKeeper, lab_directory: Path) -> None:
+    """Where every backup leaves a tablespace out, none goes and a warning says why; a whole one lets them go."""
+    keeper = make_keeper()
+    keeper.cluster.sql(f"CREATE TABLESPACE scratch LOCATION '{make_directory(lab_directory / 'scratch')}'")
+    ids = [
+        keeper.backup("full", "local", "--exclude-tablespace=scratch", "--allow-incomplete").report["backup_id"]
+        for _ in range(2)
+    ]
+    outcome = keeper.must("expire", "--keep=1", "--json")
+    note = (
+        "no pitr backup expires, since none of them is clean: 2 without all tablespaces (exclude_tablespace); "
+        "a clean Full is what the retention counts"
+    )
+    assert (outcome.warnings, outcome.report["notes"], outcome.report["removed"]) == ([note], [note], [])
+    keeper.backup("full", "local")
+    outcome = keeper.must("expire", "--keep=1", "--json")
+    assert (outcome.warnings, outcome.report["notes"]) == ([], [])
+    assert sorted(entry["backup_id"] for entry in outcome.report["removed"]) == ids

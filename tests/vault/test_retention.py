@@ -203,6 +203,32 @@ def test_backups_without_all_tablespaces_do_not_count() -> None:
     assert days_kept(plan_retention([*heads, whole], RetentionPolicy(window=DAY), now=NOW)) == [2, 4]
 
 
+def test_a_mode_without_any_clean_backup_is_told_of() -> None:
+    """Where nothing can expire, the plan says why in one line; it says nothing where something can."""
+    heads: list[RecordHead] = []
+    for day in range(3):
+        heads.append(made(day, Level.FULL, heads))
+        heads[-1].details["left_out"] = [16390]
+    heads.append(made(3, Level.INCREMENTAL, heads))
+    only_partial = (
+        "no pitr backup expires, since none of them is clean: 4 without all tablespaces (exclude_tablespace); "
+        "a clean Full is what the retention counts"
+    )
+    for policy in (RetentionPolicy(count=1), RetentionPolicy(window=DAY)):
+        plan = plan_retention(heads, policy, now=NOW)
+        assert (plan.notes, plan.deleted) == ((only_partial,), [])
+    assert plan_retention(heads, RetentionPolicy(), now=NOW).notes == ()
+    heads.append(made(4, Level.FULL, heads, damaged=True))
+    [note] = plan_retention(heads, RetentionPolicy(count=1), now=NOW).notes
+    assert note == (
+        "no pitr backup expires, since none of them is clean: 4 without all tablespaces (exclude_tablespace) and "
+        "1 with damaged pages; a clean Full is what the retention counts"
+    )
+    heads.append(made(5, Level.FULL, heads))
+    plan = plan_retention(heads, RetentionPolicy(count=1), now=NOW)
+    assert (plan.notes, len(plan.deleted)) == ((), 5)
+
+
 def test_a_differential_of_a_damaged_full_is_not_clean() -> None:
     """A window that only such a one would reach is not reached by it."""
     heads: list[RecordHead] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from pgkeep.cli.door import Call
-from pgkeep.cli.output import print_json, print_line
+from pgkeep.cli.output import print_json, print_line, warn
 from pgkeep.jobs.amount import size_text
 from pgkeep.vault.expire import ExpireReport, Removed, expire
 from pgkeep.vault.retention import RetentionPolicy
@@ -25,6 +25,8 @@ def run(call: Call, *, dry_run: bool, pin: str, unpin: str, as_json: bool) -> No
         count, window = call.settings.number("retention_count"), call.settings.number("retention_window")
         policy = RetentionPolicy(count=count or None, window=dt.timedelta(seconds=window) if window else None)
         report = expire(cluster, policy, now=dt.datetime.now(dt.UTC), dry_run=dry_run)
+    for note in report.plan.notes:
+        warn(note)
     if as_json:
         print_json(_document(call.cluster_name, report))
         return
@@ -45,6 +47,7 @@ def _document(cluster: str, report: ExpireReport) -> dict[str, object]:
         "cluster": cluster,
         "dry_run": report.dry_run,
         "kept": [{"backup_id": v.backup_id, "reason": v.reason} for v in report.plan.verdicts if v.keep],
+        "notes": list(report.plan.notes),
         "removed": rows(report.backups),
         "leftovers": rows(report.leftovers),
         "wal_files": report.wal_files,

@@ -19,7 +19,7 @@ Count and window are applied to each mode apart; a backup that either keeps is k
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pgkeep.errors import UsageError
@@ -77,10 +77,12 @@ class RetentionPlan:
     Attributes:
         verdicts: One for each backup, oldest first.
         wal: What WAL is kept: everything that touches one of these; None when all of it is.
+        notes: Why a mode's backups cannot expire whatever their number and age, one line for each such mode.
     """
 
     verdicts: tuple[Verdict, ...]
     wal: tuple[WalSpan, ...] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def deleted(self) -> list[str]:
@@ -135,7 +137,7 @@ def plan_retention(
     )
     # A record that cannot be read may be that of a base: what WAL it needs is not known.
     wal = None if unreadable else _wal_to_keep(ordered, kept_with_wal, frozenset(reasons))
-    return RetentionPlan(verdicts, wal)
+    return RetentionPlan(verdicts, wal, tuple(_notes(ordered, by_id, policy)))
 
 
 def needs_of(head: RecordHead) -> frozenset[str]:
@@ -158,6 +160,23 @@ def _kept_by_policy(
             first = _first_by_window(clean, now - policy.window)
             _keep_from(backups, first, f"within the window of {_duration(policy.window)}", kept)
     return kept
+
+
+def _notes(ordered: Sequence[RecordHead], by_id: dict[str, RecordHead], policy: RetentionPolicy) -> Iterator[str]:
+    if policy.count is None and policy.window is None:
+        return
+    for mode in sorted({head.mode for head in ordered}):
+        backups = [head for head in ordered if head.mode == mode]
+        if any(_is_clean(head, by_id) for head in backups):
+            continue
+        partial = sum(_is_partial(head, by_id) for head in backups)
+        why = [f"{partial} without all tablespaces (exclude_tablespace)"] if partial else []
+        if len(backups) > partial:
+            why.append(f"{len(backups) - partial} with damaged pages")
+        yield (
+            f"no {mode} backup expires, since none of them is clean: {' and '.join(why)}; "
+            "a clean Full is what the retention counts"
+        )
 
 
 def _keep_from(backups: Sequence[RecordHead], first: str, reason: str, kept: dict[str, str]) -> None:
@@ -196,12 +215,16 @@ def _end_of(head: RecordHead) -> dt.datetime | None:
 
 def _is_clean(head: RecordHead, by_id: dict[str, RecordHead]) -> bool:
     """Tell whether the backup is of a whole cluster, and is there without a bad page, as all that it needs."""
-    # What is left out of a base is not missed by a backup with files of its own: those it holds itself.
-    files_from = by_id.get(head.files_from, head)
-    if files_from.details.get("left_out"):
+    if _is_partial(head, by_id):
         return False
     needed = _closure([head.backup_id], by_id)
     return all(backup_id in by_id and not by_id[backup_id].is_damaged for backup_id in needed)
+
+
+def _is_partial(head: RecordHead, by_id: dict[str, RecordHead]) -> bool:
+    """Tell whether tablespaces are left out of the files that the backup is restored from."""
+    # What is left out of a base is not missed by a backup with files of its own: those it holds itself.
+    return bool(by_id.get(head.files_from, head).details.get("left_out"))
 
 
 def _closure(backup_ids: Iterable[str], by_id: dict[str, RecordHead]) -> set[str]:

@@ -159,7 +159,8 @@ PARAMETERS = (
         verbs=("backup",),
         example="scratch,16405",
         help="Tablespaces to leave out, by name or OID. The restored cluster lacks their tables and replay may stop at "
-        "one of them, so it also needs `allow_incomplete=yes`.",
+        "one of them, so it also needs `allow_incomplete=yes`. `expire` does not count such a backup: where every one "
+        "is made so, none ever expires.",
     ),
     Parameter(
         name="allow_incomplete",

@@ -55,7 +55,7 @@ PARAMETERS = (
         flags=("--keep", "--retention-count"),
         example="4",
         help="How many Full backups of each mode `expire` keeps, with all that builds on them; 0 sets no such rule. "
-        "Without any rule nothing is removed.",
+        "Only clean ones count: whole, and without damaged pages. Without any rule nothing is removed.",
     ),
     Parameter(
         name="retention_window",
