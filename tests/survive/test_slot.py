@@ -5,10 +5,28 @@ from __future__ import annotations
 import pytest
 
 from pgkeep.pg.lsn import Lsn
+from tests.lab.cluster import Cluster, wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
+from tests.survive.job import Job
 
 BOUND = {"max_slot_wal_keep_size": "1GB", "max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0"}
+
+TIGHT = BOUND | {"max_slot_wal_keep_size": "1MB"}
+
+
+def lose_slots(cluster: Cluster) -> None:
+    """Write WAL until no slot has kept its own, and the segment that was written first is gone."""
+    first = cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())")
+
+    def is_lost() -> bool:
+        cluster.sql("SELECT pg_logical_emit_message(false, 'x', repeat('x', 20000000))")
+        cluster.sql("SELECT pg_switch_wal()")
+        cluster.sql("CHECKPOINT")
+        kept = cluster.sql("SELECT 1 FROM pg_replication_slots WHERE wal_status <> 'lost'")
+        return not kept and not cluster.sql("SELECT 1 FROM pg_ls_waldir() WHERE name = %s", [first])
+
+    wait_for(is_lost, "the server gives up the slots' WAL", timeout_seconds=60)
 
 
 @pytest.mark.parametrize(("server", "transport"), [(18, "local"), (15, "stream")])
@@ -64,3 +82,45 @@ def test_a_slot_that_never_kept_anything_is_refused(make_keeper: MakeKeeper) -> 
     outcome = keeper.backup("full", "local", "--slot-name=by_hand")
     restart = keeper.cluster.value("SELECT restart_lsn::text FROM pg_replication_slots")
     assert Lsn.parse(restart) == Lsn.parse(outcome.report["wal_stop"])
+
+
+@pytest.mark.parametrize("slot_name", ["", "pgkeep_lasting"])
+@pytest.mark.parametrize("server", [15, 18])
+def test_a_slot_that_is_lost_while_files_are_copied_is_named(
+    make_keeper: MakeKeeper, server: int, slot_name: str
+) -> None:
+    """The server took the WAL of the backup away: the error says that the slot was lost, and what to do about it."""
+    keeper = make_keeper(major=server, settings=TIGHT)
+    oid = keeper.cluster.value("SELECT oid FROM pg_database WHERE datname = current_database()")
+    options = [*keeper.backup_options("full", "local"), *([f"--slot-name={slot_name}"] if slot_name else [])]
+    with Job(keeper, "backup", *options, "--switch-wal-timeout=1s", at=("STOP", 1, "open", f"/base/{oid}/")) as job:
+        job.wait_until_stopped()
+        lose_slots(keeper.cluster)
+        outcome = job.go_on()
+    error, hint = outcome.refusal
+    wal = keeper.cluster.data_directory / "pg_wal"
+    assert outcome.status != 0
+    assert error.endswith(f" cannot be had from WAL directory {wal}: the server has recycled it")
+    if slot_name:
+        assert error.startswith('error: slot "pgkeep_lasting" has lost the WAL that it should have kept: WAL segment ')
+        drop = "SELECT pg_drop_replication_slot('pgkeep_lasting')"
+        assert hint == f"hint: drop it ({drop}), raise max_slot_wal_keep_size, make a Full"
+    else:
+        assert error.startswith("error: the slot that kept this job's WAL is gone: ")
+        assert hint == "hint: raise max_slot_wal_keep_size, or set archive_dir to where the server archives"
+    assert keeper.info()["backups"] == []
+
+
+def test_a_lost_slot_does_not_matter_where_wal_is_archived(make_keeper: MakeKeeper) -> None:
+    """What the server let go is in the archive: the backup is made, and comes back."""
+    keeper = make_keeper(archive="directory", settings=TIGHT)
+    ledger = Ledger(keeper.cluster)
+    oid = keeper.cluster.value("SELECT oid FROM pg_database WHERE datname = current_database()")
+    with Job(keeper, "backup", *keeper.backup_options("full", "local"), at=("STOP", 1, "open", f"/base/{oid}/")) as job:
+        job.wait_until_stopped()
+        ledger.transfer(5)
+        mark = ledger.mark("while the files are copied")
+        lose_slots(keeper.cluster)
+        outcome = job.go_on()
+    assert (outcome.status, outcome.refusal) == (0, [])
+    keeper.restore().assert_is_at(mark)

@@ -20,15 +20,13 @@ from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
-from pgkeep.server.slots import TemporarySlot, advance_slot, create_physical_slot, find_slot
+from pgkeep.server.slots import TemporarySlot, advance_slot, check_slot, create_physical_slot, find_slot
 from pgkeep.server.wal_supply import ArchiveDirectory, FirstOf, LocalWal, NotThere, StreamedWal, WalContent, WalSupply
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import WalRange
 
 _SLOT_RELEASE_SECONDS = 10.0
 """How long the server may take to notice that nobody streams from the slot any more."""
-
-_SLOT_RELEASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +108,6 @@ class CarriedWal:
         Raises:
             ArchiveError: WAL that this backup cannot do without is gone.
         """
-        if self._slot is not None:
-            self._slot.check()
         size = self._facts.segment_size
         begin = self._begin(start)
         if stop.timeline > 1:
@@ -183,10 +179,28 @@ class CarriedWal:
         except NotThere as error:
             if may_lack:
                 return None
+            lost = self._lost_slot()
+            if lost is not None:
+                raise ArchiveError(f"{lost.message}: {error}", hint=lost.hint) from error
             raise ArchiveError(
                 f"the WAL since the last backup is not complete: {error}",
                 hint=error.hint or "set archive_dir or slot_name, or archive into the vault; then make a Full",
             ) from error
+
+    def _lost_slot(self) -> ServerError | None:
+        """
+        Return what became of the slot that should have kept this job's WAL; None while it keeps it.
+
+        Asked only when WAL is missing: what the server has let go may be in an archive all the same.
+        """
+        try:
+            if self._slot is not None:
+                self._slot.check()
+            else:
+                check_slot(self._server, self._options.slot_name)
+        except ServerError as error:
+            return error
+        return None
 
     def _note_gap(self, missing: list[WalSegment]) -> None:
         if not missing:
@@ -280,11 +294,8 @@ def _make_lasting_slot(server: Server, options: WalOptions) -> None:
     slot = find_slot(server, options.slot_name)
     if slot is not None and not slot.is_physical:
         raise SettingsError(f'slot "{slot.name}" is a logical one, expected a physical slot')
-    if slot is not None and slot.is_lost:
-        raise ServerError(
-            f'slot "{slot.name}" has lost the WAL that it should have kept',
-            hint=f"drop it (SELECT pg_drop_replication_slot('{slot.name}')), raise max_slot_wal_keep_size, make a Full",
-        )
+    if slot is not None:
+        check_slot(server, slot.name)
     if slot is not None and slot.restart_lsn is None:
         raise ServerError(
             f'slot "{slot.name}" keeps no WAL: it was made without reserving any',

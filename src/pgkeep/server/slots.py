@@ -84,6 +84,18 @@ def find_slot(server: Server, name: str) -> ReplicationSlot | None:
     return next((slot for slot in slots(server) if slot.name == name), None)
 
 
+def check_slot(server: Server, name: str) -> None:
+    """Raise ServerError when the lasting slot *name* is not there, or has lost the WAL that it should have kept."""
+    slot = find_slot(server, name)
+    if slot is None:
+        raise ServerError(f'slot "{name}", which kept WAL between the jobs, is gone', hint="make a Full")
+    if slot.is_lost:
+        raise ServerError(
+            f'slot "{name}" has lost the WAL that it should have kept',
+            hint=f"drop it (SELECT pg_drop_replication_slot('{name}')), raise max_slot_wal_keep_size, make a Full",
+        )
+
+
 def create_physical_slot(server: Server, name: str) -> Lsn:
     """
     Make a lasting physical slot that keeps WAL from the last checkpoint on, and return from where.
