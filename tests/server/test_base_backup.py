@@ -31,7 +31,7 @@ from tests.lab.cluster import Cluster, MakeCluster
 from tests.lab.proxy import Proxy
 from tests.lab.server_user import server_user
 
-from .conftest import target_of
+from .conftest import target_of, turn_on_tls
 
 FAST = BaseBackupOptions(label="pgkeep 'test'", fast=True)
 
@@ -140,6 +140,70 @@ def test_backup_is_a_cluster_that_starts(major: int, make_cluster: MakeCluster, 
         assert {dbname: again.value(digest, dbname=dbname) for dbname in expected} == expected
         assert again.value("SELECT count(*) FROM volatile") == 0
         assert os.readlink(restored / f"pg_tblspc/{oid}") == str(spaces["new space"])
+
+
+def filled(file: ReceivedFile, *, room: int) -> tuple[bytes, int]:
+    """Return the content of *file*, and how much of it was put straight into a buffer of *room* bytes."""
+    content, straight = bytearray(), 0
+    buffer = bytearray(room)
+    for chunk in file.chunks():
+        content += chunk
+        while taken := file.fill(memoryview(buffer)):
+            content += buffer[:taken]
+            straight += taken
+    return bytes(content), straight
+
+
+@pytest.mark.parametrize("room", [33 << 10, 300 << 10, 4 << 20])
+def test_content_goes_straight_to_its_place(shared_cluster: Cluster, room: int) -> None:
+    """Nearly all of large files can be put where it is wanted, over a socket and over an address; it is the same."""
+    shared_cluster.sql(
+        f"CREATE TABLE t{room} AS SELECT i, repeat(md5(i::text), 8) AS s FROM generate_series(1, 30000) AS i"
+    )
+    path = shared_cluster.value(f"SELECT pg_relation_filepath('t{room}')")
+    shared_cluster.sql("CHECKPOINT")
+    expected = (shared_cluster.data_directory / path).read_bytes()
+    for is_tcp in (False, True):
+        with Server.open(target_of(shared_cluster, tcp=is_tcp)) as server, server.replication() as replication:
+            for _ in range(2):
+                backup = BaseBackup(replication, FAST)
+                backup.start()
+                found = {file.path: filled(file, room=room) for file in backup.files()}
+                content, straight = found[path]
+                assert content == expected
+                assert straight > len(content) - (256 << 10) - 2 * (32 << 10) > 0
+                assert json.loads(found["backup_manifest"][0])["Files"] if "backup_manifest" in found else True
+            assert replication.identify().timeline == 1
+    shared_cluster.sql(f"DROP TABLE t{room}")
+
+
+def test_encrypted_backup_is_libpqs(make_cluster: MakeCluster) -> None:
+    """Over TLS the socket's bytes mean nothing to us: libpq reads the backup, and nothing is put straight anywhere."""
+    cluster = make_cluster(major=15)
+    fill(cluster)
+    turn_on_tls(cluster)
+    target = target_of(cluster, tcp=True, sslmode="require")
+    with Server.open(target) as server, server.replication() as replication:
+        assert replication.lend() is None
+        backup = BaseBackup(replication, FAST)
+        backup.start()
+        found = {file.path: filled(file, room=1 << 20) for file in backup.files()}
+        assert replication.identify().timeline == 1
+    manifest = json.loads(found["backup_manifest"][0])
+    sizes = {file["Path"]: file["Size"] for file in manifest["Files"]}
+    assert {path: len(found[path][0]) for path in sizes} == sizes
+    assert sum(straight for _, straight in found.values()) == 0
+
+
+def test_unfinished_backup_ends_the_conversation(shared_server: Server) -> None:
+    """A conversation whose backup was not read to its end takes no other command, and can be closed."""
+    with shared_server.replication() as replication:
+        BaseBackup(replication, FAST).start()
+        with pytest.raises(ServerError) as error:
+            replication.identify()
+    assert error.value.message == (
+        f"a conversation with PostgreSQL at {shared_server.where} was left in the middle of an answer"
+    )
 
 
 @pytest.mark.pg(">=13")
@@ -301,6 +365,8 @@ def test_accident_on_the_way_is_said(
                 sum(len(chunk) for file in files for chunk in file.chunks())
             with pytest.raises(AssertionError):
                 _ = backup.end
+            if accident == "canceled":
+                assert replication.identify().timeline == 1
     where = f"PostgreSQL at 127.0.0.1:{proxy.port} as postgres"
     assert error.value.message.startswith(message.format(where=where)), accident
 

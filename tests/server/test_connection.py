@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from pgkeep.errors import ServerError
 from pgkeep.server.connection import ConnectionTarget, Server, connect
 from pgkeep.server.refusals import connection_refusal, one_line
 from tests.lab.cluster import Cluster, MakeCluster, free_port
-from tests.lab.server_user import server_user
 
-from .conftest import target_of
+from .conftest import target_of, turn_on_tls
 
 SECRET = "s3cr3t 'quoted\\"
 
@@ -174,20 +172,7 @@ def test_tls_is_verified(make_cluster: MakeCluster, tmp_path: Path) -> None:
         connect(target_of(cluster, tcp=True, sslmode="require"))
     assert error.value.message.endswith("server does not support SSL, but SSL was required")
     assert error.value.hint == "turn on ssl at the server, or use another sslmode"
-    key, certificate = cluster.data_directory / "server.key", cluster.data_directory / "server.crt"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    key.chmod(0o600)
-    server_user().own(key)
-    server_user().own(certificate)
-    cluster.configure({"ssl": "on"})
-    cluster.restart()
+    certificate = turn_on_tls(cluster)
     authority = tmp_path / "authority.crt"
     authority.write_bytes(certificate.read_bytes())
     target = target_of(cluster, tcp=True, sslmode="verify-ca", sslrootcert=str(authority))

@@ -56,6 +56,30 @@ class Streamed:
 
 
 @dataclass
+class Filling(Streamed):
+    """A streamed item that puts what is left of a piece, once its first byte was asked for, where it is wanted."""
+
+    rest: bytes = b""
+
+    def chunks(self) -> Iterator[Buffer]:
+        """Yield the first byte of each piece, and what is not taken of the rest."""
+        for piece in self.pieces:
+            self.rest = piece[1:]
+            yield piece[:1]
+            if self.rest:
+                rest, self.rest = self.rest, b""
+                yield rest
+
+    def fill(self, buffer: memoryview) -> int:
+        """Put at most a mebibyte and one byte; nothing once less than that is left."""
+        taken = min(len(buffer), (1 << 20) + 1)
+        if len(self.rest) < taken:
+            return 0
+        buffer[:taken], self.rest = self.rest[:taken], self.rest[taken:]
+        return taken
+
+
+@dataclass
 class Collected:
     """What the collecting work saw of one file."""
 
@@ -137,6 +161,24 @@ def test_every_file_arrives_whole_and_in_order(sizes: list[int], workers: int, s
         assert seen.content[-1:] == bytes([seen.offsets[-1] // EXTENT_BYTES]) if item.size else True
         assert seen.ended == 1
         assert item.closed == (0 if streamed >> n & 1 else 1)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [1 << 20], [2 * EXTENT_BYTES], [2 * EXTENT_BYTES + 1, 100, EXTENT_BYTES - 101], [100, 3 * EXTENT_BYTES - 7]],
+)
+def test_content_that_is_put_in_extents_is_the_same(lengths: list[int]) -> None:
+    """An item that writes to the extents itself, in part or to their ends, arrives like any other."""
+    pieces = [
+        bytes([n + 1]) * (length // 2) + bytes([n + 9]) * (length - length // 2) for n, length in enumerate(lengths)
+    ]
+    content = b"".join(pieces)
+    work = Collecting()
+    with ExtentPool(2, work) as pool:
+        pool.submit_streamed(Filling(ItemHeader("f", size=len(content)), pieces))
+    assert work.files["f"].content == content
+    assert work.files["f"].offsets == list(range(0, len(content), EXTENT_BYTES))
+    assert work.files["f"].ended == 1
 
 
 def test_a_stream_of_unknown_size_ends_where_its_chunks_end() -> None:

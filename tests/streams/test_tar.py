@@ -88,6 +88,24 @@ def test_all_common_forms_are_read(form: int, length: int) -> None:
     assert (member.name, body) == (info.name, b"x" * 700)
 
 
+def test_content_to_come_is_counted() -> None:
+    """What may be taken past the reader is what was not fed; nothing, while some that was fed waits behind a header."""
+    member = TarMember("f", size=1000)
+    reader = UstarReader()
+    assert reader.content_left == 0
+    assert list(reader.feed(render_member(member))) == [member]
+    assert reader.content_left == 1000
+    assert reader.take_content(600)
+    assert reader.content_left == 400
+    assert [bytes(piece) for piece in reader.feed(bytes(400 + padding_of(1000)))] == [bytes(400)]
+    assert reader.content_left == 0
+    events = reader.feed(render_member(member) + bytes(10))
+    assert next(events) == member
+    assert reader.content_left == 0
+    assert next(events) == bytes(10)
+    assert reader.content_left == 990
+
+
 def test_a_size_beyond_eight_gibibytes_fits() -> None:
     """The header of a huge file has the same length as that of a small one, and its size is read back."""
     small, huge = TarMember("dump/big.dump", size=1), TarMember("dump/big.dump", size=5 << 40)

@@ -22,7 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, cast
 
 from pgkeep.errors import FormatError
 from pgkeep.streams.item import EXTENT_BYTES, UNKNOWN_SIZE, Buffer, DetachedItem, FillingItem, ItemHeader, StreamedItem
@@ -154,7 +154,7 @@ class ExtentPool(Generic[State, Result]):
     def submit_streamed(self, item: StreamedItem) -> None:
         """Read *item* to its end in this thread, while the workers take its extents."""
         stream = StreamedExtents(self, item)
-        fill = item.fill if isinstance(item, FillingItem) else None
+        fill = cast("FillingItem", item).fill if hasattr(item, "fill") else None
         for chunk in item.chunks():
             stream.write(chunk)
             if fill is not None:
@@ -360,8 +360,7 @@ class StreamedExtents(Generic[State, Result]):
                 self._next_buffer()
             assert self._buffer is not None
             left = min(len(self._buffer) - self._filled, self._size - self.total)
-            with memoryview(self._buffer) as view:
-                taken = fill(view[self._filled : self._filled + left])
+            taken = fill(memoryview(self._buffer)[self._filled : self._filled + left])
             if not taken:
                 return
             self._filled += taken

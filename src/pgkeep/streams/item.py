@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
@@ -96,7 +96,6 @@ class StreamedItem(Protocol):
         ...
 
 
-@runtime_checkable
 class FillingItem(StreamedItem, Protocol):
     """A streamed item whose content can also be put where it is wanted, without a copy."""
 
