@@ -65,11 +65,19 @@ backend_gave_back(void *owner, unsigned slot)
 	return (ring_take_back(&backend->ring, slot));
 }
 
+static bool
+backend_has_ended(void *owner)
+{
+	struct backend *backend = owner;
+
+	return (child_has_ended(&backend->child));
+}
+
 int
 backend_start(struct backend *backend, struct bacula_context *context, int wake, char *wrong, int wrong_size)
 {
 	const struct channel_listener listener = {.owner = backend, .said = backend_said,
-	    .complained = backend_complained, .gave_back = backend_gave_back};
+	    .complained = backend_complained, .gave_back = backend_gave_back, .has_ended = backend_has_ended};
 	const char *plugin_directory = daemon_text(context, VARIABLE_PLUGIN_DIR);
 	const char *exe_path = daemon_text(context, VARIABLE_EXE_PATH);
 	struct child_plan plan = {.inherit = -1, .patience_seconds = 60};
@@ -195,14 +203,21 @@ backend_cancel(struct backend *backend)
 }
 
 void
-backend_describe(const struct backend *backend, char *text, size_t size)
+backend_describe(const struct backend *backend, bool with_status, char *text, size_t size)
 {
 	unsigned shown = backend->complaints < BACKEND_LAST_LINES ? backend->complaints : BACKEND_LAST_LINES;
+	char status[64] = "";
 	size_t used;
 
-	child_describe(&backend->child, text, size);
-	used = strlen(text);
+	text[0] = '\0';
+	if (with_status)
+		child_describe(&backend->child, status, sizeof(status));
+	if (!with_status && shown == 0)
+		return;
+	used = (size_t)snprintf(text, size, " (%s", status);
 	for (unsigned i = backend->complaints - shown; i < backend->complaints && used < size; i++)
-		used += (size_t)snprintf(text + used, size - used, "%s%s", i == backend->complaints - shown ?
-		    "; its last words: " : " / ", backend->last_lines[i % BACKEND_LAST_LINES]);
+		used += (size_t)snprintf(text + used, size - used, "%s%s", i != backend->complaints - shown ? " / " :
+		    with_status ? "; its last words: " : "its last words: ", backend->last_lines[i % BACKEND_LAST_LINES]);
+	if (used < size)
+		snprintf(text + used, size - used, ")");
 }

@@ -25,7 +25,6 @@ struct backend {
 	struct ring ring;
 	bool has_ring;
 	bool is_open;                           /* the channel is */
-	bool is_fatal_muted;                    /* an error was reported; later ones are its echo */
 	unsigned complaints;                    /* lines of standard error so far */
 	char last_lines[BACKEND_LAST_LINES][256];
 };
@@ -47,7 +46,10 @@ int backend_finish(struct backend *backend);
  */
 void backend_cancel(struct backend *backend);
 
-/* How it ended and what it said last, for a message; after one of the above. */
-void backend_describe(const struct backend *backend, char *text, size_t size);
+/*
+ * Put " (exit status 1; its last words: ...)" into text, for a message, after one of the above. How a process ended that
+ * we had to end says nothing, so it is left out on demand; so is all of it when there is nothing to say.
+ */
+void backend_describe(const struct backend *backend, bool with_status, char *text, size_t size);
 
 #endif

@@ -15,7 +15,9 @@
 enum {
 	FIRST_ROOM = 64 << 10,
 	/* Holds any packet whole. What comes while we write and does not fit waits in the pipe. */
-	MOST_ROOM = 2 << 20
+	MOST_ROOM = 2 << 20,
+	/* How often to look whether a silent process is there at all. */
+	LOOK_MILLISECONDS = 1000
 };
 
 static int
@@ -146,9 +148,11 @@ wait_ready(struct channel *channel, bool for_reading, bool for_writing, long lon
 		if (left <= 0)
 			return (fail(channel, CHANNEL_SILENT, "the backend was silent for %d seconds",
 			    channel->timeout_seconds));
-		ready = poll(descriptors, 4, left > 60000 ? 60000 : (int)left);
+		ready = poll(descriptors, 4, left > LOOK_MILLISECONDS ? LOOK_MILLISECONDS : (int)left);
 		if (ready == -1 && errno != EINTR && errno != EAGAIN)
 			return (fail(channel, CHANNEL_BROKEN, "cannot wait for the backend: error %d", errno));
+		if (ready == 0 && channel->listener.has_ended(channel->listener.owner))
+			return (fail(channel, CHANNEL_CLOSED, "the backend ended"));
 		if (ready <= 0)
 			continue;
 		if (descriptors[0].revents != 0)

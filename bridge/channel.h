@@ -29,6 +29,7 @@ struct channel_listener {
 	void (*said)(void *owner, char kind, const char *text);
 	void (*complained)(void *owner, const char *line);
 	int (*gave_back)(void *owner, unsigned slot);   /* -1 when that slot is not lent */
+	bool (*has_ended)(void *owner);                 /* the process, whoever else holds its pipes open */
 };
 
 struct packet {

@@ -71,8 +71,8 @@ converse_broken(struct job *job, struct line *line)
 	}
 	snprintf(reason, sizeof(reason), "%s", line->backend.channel.reason);
 	end_failed(line);
-	backend_describe(&line->backend, end, sizeof(end));
-	snprintf(text, sizeof(text), "%s (%s)", reason, end);
+	backend_describe(&line->backend, line->backend.channel.state == CHANNEL_CLOSED, end, sizeof(end));
+	snprintf(text, sizeof(text), "%s%s", reason, end);
 	if (!job_is_cancelled(job) && line->backend.channel.state != CHANNEL_CANCELLED)
 		report(job, text);
 	return (-1);
@@ -337,8 +337,8 @@ converse_finish(struct job *job, struct line *line)
 		return (-1);
 	line->is_running = false;
 	if (backend_finish(&line->backend) != 0) {
-		backend_describe(&line->backend, end, sizeof(end));
-		return (converse_fail(job, line, "the backend did not end well (%s)", end));
+		backend_describe(&line->backend, true, end, sizeof(end));
+		return (converse_fail(job, line, "the backend did not end well%s", end));
 	}
 	line->is_done = true;
 	return (0);

@@ -52,6 +52,13 @@ def build(directory: Path, *, sanitized: bool) -> tuple[Path, Path]:
     return plugin, daemon
 
 
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 class FakeDaemon:
     """
     One daemon, and one job in it.
@@ -221,7 +228,11 @@ class FakeDaemon:
         assert status == 0, f"{status}: {(self.directory / 'stderr').read_text()}"
         assert not list(self.work.iterdir())
         for pid in self.pids():
-            assert not Path(f"/proc/{pid}").exists(), f"the backend {pid} still runs"
+            # Without an init that reaps them, orphans stay as zombies.
+            deadline = time.monotonic() + 5
+            while _runs(pid):
+                assert time.monotonic() < deadline, f"the process {pid} still runs"
+                time.sleep(0.01)
 
     def kill(self) -> None:
         """End the daemon whatever it does."""
