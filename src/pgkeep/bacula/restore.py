@@ -226,6 +226,7 @@ class _Restore:
             self._heads, self._selection, root=self._root, settings=self._settings, warn=self._channel.warn
         )
         if self._settings.flag("dry_run_restore"):
+            plan.close()
             return self._plan_only(list(plan.lines()))
         for line in plan.lines():
             self._say(line)

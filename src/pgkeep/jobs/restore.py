@@ -22,6 +22,7 @@ from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.set_aside import move_all
+from pgkeep.pg.recovery import TargetKind
 from pgkeep.streams.item import DetachedItem, ItemHeader, StreamedItem
 from pgkeep.streams.record import RecordHead
 
@@ -106,6 +107,10 @@ def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None 
 
 def _say_what_is_left(request: RestoreRequest) -> None:
     request.say("the server was not started: its next start replays to the target")
+    if request.target.kind is TargetKind.TIME:
+        request.say(
+            "if no commit follows that time, the server stops there: start it without recovery_target_time then"
+        )
     if request.is_elsewhere:
         request.say("archiving is off in this copy; ALTER SYSTEM RESET archive_mode brings it back")
     request.say("logical replication is off until ALTER SYSTEM RESET max_logical_replication_workers")

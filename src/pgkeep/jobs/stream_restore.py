@@ -221,6 +221,9 @@ def restore_stream(
     if result.end is not None and result.end.is_promoted:
         wal.remove()
     else:
+        if result.end is None:
+            request = prepared.request
+            say(f"to start it: {start_command(request.data_directory, request.toolbox.directory)}")
         say(f"the WAL for the replay is in {wal.directory}: remove that when the server is through")
     return result
 

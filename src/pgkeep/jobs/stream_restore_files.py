@@ -83,13 +83,28 @@ class _Files:
 
     def take(self, item: ArrivingItem) -> None:
         """Write one item."""
+        try:
+            self._take(item)
+        except OSError as error:
+            raise RestoreRefused(f"cannot write {self._directory / item.header.path}: {error.strerror}") from error
+
+    def finish(self, expected: int | None, say: Callable[[str], None]) -> None:
+        """Give the files their names, but for those that are not what their record says."""
+        try:
+            self._finish(expected, say)
+        except OSError as error:
+            raise RestoreRefused(f"cannot write beneath {self._directory}: {error.strerror}") from error
+
+    def _take(self, item: ArrivingItem) -> None:
         header = item.header
         safe_parts(header.path)
         if header.path != self._root:
             # The directory of the mode itself is announced nowhere.
             self._seen += 1
         if header.kind is ItemKind.DIRECTORY:
-            self._beneath.make_directory(header.path, file_mode=(header.file_mode & 0o777) | 0o700)
+            # One that is there may be somebody else's.
+            if not os.path.lexists(self._directory / header.path):
+                self._beneath.make_directory(header.path, file_mode=(header.file_mode & 0o777) | 0o700)
         elif not self._is_wanted(header):
             self._left += 1
             item.skip()
@@ -100,8 +115,7 @@ class _Files:
         else:
             self._take_file(item)
 
-    def finish(self, expected: int | None, say: Callable[[str], None]) -> None:
-        """Give the files their names, but for those that are not what their record says."""
+    def _finish(self, expected: int | None, say: Callable[[str], None]) -> None:
         if expected is not None and self._seen < expected:
             self._failed.append(f"{expected - self._seen} of {expected} files did not arrive")
         wrong = dict(self._arrivals.different())
@@ -160,15 +174,10 @@ class _Files:
                 read_record(pieces, backup_id, self._arrivals)
             for _ in pieces.rest:
                 pass
-            os.fchmod(descriptor, header.file_mode & 0o777)
-            if os.geteuid() == 0:
-                os.fchown(descriptor, *item.owner)
-            os.utime(descriptor, ns=(header.mtime_ns, header.mtime_ns))
+            _give_attributes(descriptor, item)
             is_kept = True
         except ItemFailed as failure:
             self._failed.append(failure.message)
-        except OSError as error:
-            raise RestoreRefused(f"cannot write {self._directory / header.path}: {error.strerror}") from error
         finally:
             os.close(descriptor)
             if not is_kept:
@@ -201,6 +210,13 @@ class _Pieces:
     def chunks(self) -> Iterator[Buffer]:
         """Yield the content."""
         return self.rest
+
+
+def _give_attributes(descriptor: int, item: ArrivingItem) -> None:
+    os.fchmod(descriptor, item.header.file_mode & 0o777)
+    if os.geteuid() == 0:
+        os.fchown(descriptor, *item.owner)
+    os.utime(descriptor, ns=(item.header.mtime_ns, item.header.mtime_ns))
 
 
 def _temporary(path: str) -> str:

@@ -13,6 +13,7 @@ import contextlib
 import datetime as dt
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -64,33 +65,47 @@ def restore(
         BackupUnusable: The supply lacks something.
         ToolError: pg_restore or psql failed; that database is as it was, those before it are restored.
     """
-    restorer = _Restorer(plan, supply, server, say, warn)
+    restorer = DumpRestorer(plan, server=server, say=say, warn=warn)
     if plan.options.include_globals:
-        restorer.restore_globals()
+        restorer.restore_globals(supply)
     for target in plan.targets:
-        restorer.restore(target)
+        restorer.publish(restorer.load(target, supply))
     return tuple(target.name for target in plan.targets)
 
 
-class _Restorer:
+@dataclass(frozen=True, slots=True)
+class LoadedDatabase:
+    """
+    A database whose content is in, under a name that is not yet its own.
+
+    Attributes:
+        target: What it will be.
+        temporary: Its name now; empty when it was filled where it stands.
+    """
+
+    target: DumpTarget
+    temporary: str = ""
+
+
+class DumpRestorer:
+    """
+    Brings the databases of *plan* back, each in two steps, since some supplies are whole only at their end.
+
+    ``load`` fills a database, ``publish`` gives it its name, ``drop`` takes it back before that.
+    """
+
     def __init__(
-        self,
-        plan: DumpRestorePlan,
-        supply: Supply,
-        server: Server,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
+        self, plan: DumpRestorePlan, *, server: Server, say: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
         self._plan = plan
-        self._supply = supply
         self._server = server
         self._say = say
         self._warn = warn
 
-    def restore_globals(self) -> None:
+    def restore_globals(self, supply: Supply) -> None:
         """Run the script of roles and tablespaces."""
         arguments = script_arguments(self._plan.toolbox, self._server.sql.info.dbname, stops_at_error=False)
-        content = self._only_item(self._plan.details.globals_path)
+        content = self._only_item(supply, self._plan.details.globals_path)
         with self._run("psql", "psql with the globals", arguments, reads_input=True) as child:
             child.feed(decompress(content, self._plan.compression))
             existed = finish_globals(child)
@@ -98,26 +113,47 @@ class _Restorer:
         if not self._plan.details.has_role_passwords:
             self._warn("globals: this backup holds no role passwords; set them by hand")
 
-    def restore(self, target: DumpTarget) -> None:
-        """Load one database and let it take its name."""
+    def load(self, target: DumpTarget, supply: Supply) -> LoadedDatabase:
+        """
+        Load one database under a temporary name.
+
+        The one that pgkeep is connected to, and template1, are filled where they stand: theirs must be a supply that
+        is known to be whole.
+
+        Raises:
+            BackupUnusable: The supply lacks something.
+            ToolError: pg_restore or psql failed; what was loaded is gone.
+        """
         connection = self._server.sql
         if target.is_filled_in_place:
-            self._load(target, target.name)
+            self._load(target, target.name, supply)
             apply_properties(connection, target.name, target.properties, warn=self._warn)
-            self._say(f'database "{target.name}": restored')
-            return
+            return LoadedDatabase(target)
         # What an operator made empty beforehand says which encoding, locale and owner are wanted.
         like = target.existing if target.existing and target.is_existing_empty else target.properties
         temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
         create_database(connection, temporary, like, warn=self._warn)
         try:
-            self._load(target, temporary)
+            self._load(target, temporary, supply)
             apply_properties(connection, temporary, like, warn=self._warn)
         except BaseException:
             with contextlib.suppress(ServerError):
                 drop_database(connection, temporary)
             raise
-        self._take_name(target, temporary)
+        return LoadedDatabase(target, temporary)
+
+    def publish(self, loaded: LoadedDatabase) -> None:
+        """Let a database take its name."""
+        if loaded.temporary:
+            self._take_name(loaded.target, loaded.temporary)
+        else:
+            self._say(f'database "{loaded.target.name}": restored')
+
+    def drop(self, loaded: LoadedDatabase) -> None:
+        """Take back a database that has not got its name."""
+        if loaded.temporary:
+            with contextlib.suppress(ServerError):
+                drop_database(self._server.sql, loaded.temporary)
 
     def _take_name(self, target: DumpTarget, temporary: str) -> None:
         connection = self._server.sql
@@ -148,11 +184,11 @@ class _Restorer:
         rename_database(self._server.sql, target.name, stem + suffix)
         return stem + suffix
 
-    def _load(self, target: DumpTarget, dbname: str) -> None:
+    def _load(self, target: DumpTarget, dbname: str, supply: Supply) -> None:
         if self._plan.format is DumpFormat.DIRECTORY:
-            self._load_staged(target, dbname)
+            self._load_staged(target, dbname, supply)
             return
-        content = decompress(self._only_item(target.path), self._plan.compression)
+        content = decompress(self._only_item(supply, target.path), self._plan.compression)
         if self._plan.format is DumpFormat.PLAIN and writes_unknown_setting(self._dumper, self._server.version):
             content = without_unknown_setting(content)
         if self._plan.format is DumpFormat.TAR:
@@ -161,13 +197,13 @@ class _Restorer:
             child.feed(content)
             finish_restore(child)
 
-    def _load_staged(self, target: DumpTarget, dbname: str) -> None:
+    def _load_staged(self, target: DumpTarget, dbname: str, supply: Supply) -> None:
         """Collect the files of a dump in directory format below ``tmpdir``, then load them in parallel."""
         options = self._plan.options
         purpose = f'staging the dump of database "{target.properties.name}"'
         with staging_directory(options.tmpdir) as directory:
             files = 0
-            for item in self._supply(target.selects):
+            for item in supply(target.selects):
                 if item.header.kind is not ItemKind.FILE:
                     continue
                 check_space(options.tmpdir, max(item.header.size, 0), purpose=purpose)
@@ -214,10 +250,10 @@ class _Restorer:
         ):
             yield child
 
-    def _only_item(self, path: str) -> Iterator[Buffer]:
+    def _only_item(self, supply: Supply, path: str) -> Iterator[Buffer]:
         """Yield the content of the item at *path*."""
         found = False
-        for item in self._supply(lambda candidate: candidate == path):
+        for item in supply(lambda candidate: candidate == path):
             found = True
             yield from content_of(item)
         if not found:
