@@ -95,3 +95,24 @@ def test_an_incremental_knows_the_tablespaces_that_its_wal_makes(make_keeper: Ma
     (keeper.cluster.data_directory / "pg_tblspc" / str(oid)).unlink()
     _, [error, _] = keeper.refuse(f"--pgdata-dir={lab_directory}/copy", "--start")
     assert error.startswith(f'error: the replay would make tablespace {oid} "late" in {lab_directory}/late, which ')
+
+
+@pytest.mark.parametrize("target", ["--skip-wal-replay", "--recovery-target-action=promote"])
+def test_a_tablespace_made_while_files_are_copied_is_replayed_into_no_original(
+    make_keeper: MakeKeeper, lab_directory: Path, target: str
+) -> None:
+    """The backup's own WAL makes it, whatever the target: a copy beside the original is refused."""
+    keeper = make_keeper()
+    database = keeper.cluster.value("SELECT oid FROM pg_database WHERE datname = current_database()")
+    options = keeper.backup_options("full", "local")
+    with Job(keeper, "backup", *options, at=("STOP", 1, "open", f"/base/{database}/")) as job:
+        job.wait_until_stopped()
+        oid = make_tablespace(keeper.cluster, lab_directory / "late")
+        assert job.go_on().status == 0
+    before = rows(keeper.cluster)
+    # The error is that of the record, not that of the link that a running original has.
+    assert keeper.refuse(f"--pgdata-dir={lab_directory}/copy", "--start", target)[1][0] == (
+        f'error: the replay would make tablespace {oid} "late" in {lab_directory}/late, which exists on this host and '
+        "is not part of this restore"
+    )
+    assert rows(keeper.cluster) == before

@@ -12,6 +12,8 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.recovery_history import WalHoldings, choose_history, furthest_end, held_along
 from pgkeep.pg.lsn import Lsn, Timeline
@@ -254,9 +256,10 @@ def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[
     """Return the tablespaces with a place of their own that were made after the base, and perhaps before the target."""
     base, target = plan.base, plan.target
     known = {tablespace.oid for tablespace in base.tablespaces} | set(base.details.get("left_out", ()))
-    found: list[Tablespace] = []
+    found = [tablespace for tablespace in _made_meanwhile(base) if tablespace.location]
     if target.kind is TargetKind.IMMEDIATE:
         return found
+    known |= {tablespace.oid for tablespace in found}
     before = base
     for head in heads:
         if head.backup_id <= base.backup_id or not _is_on(plan.history, head):
@@ -264,10 +267,16 @@ def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[
         # They were made after the last backup that does not know them.
         if _is_at_or_before(target, before):
             break
-        found += [tablespace for tablespace in head.tablespaces if tablespace.oid not in known and tablespace.location]
-        known |= {tablespace.oid for tablespace in head.tablespaces}
+        of_head = [*head.tablespaces, *_made_meanwhile(head)]
+        found += [tablespace for tablespace in of_head if tablespace.oid not in known and tablespace.location]
+        known |= {tablespace.oid for tablespace in of_head}
         before = head
     return found
+
+
+def _made_meanwhile(head: RecordHead) -> list[Tablespace]:
+    """Return the tablespaces that were made while the backup ran: its WAL makes them, its files do not have them."""
+    return msgspec.convert(head.details.get("made_meanwhile", []), list[Tablespace])
 
 
 # CheckRequiredParameterValues in src/backend/access/transam/xlogrecovery.c.

@@ -115,6 +115,13 @@ class PitrSource:
         tablespaces = [tablespace for tablespace in found if tablespace.oid not in self._plan.left_out]
         self._head = msgspec.structs.replace(self._head, tablespaces=tablespaces)
 
+    def _note_later_tablespaces(self) -> None:
+        """Take note, after the backup's stop, of tablespaces that are not in it: its WAL may make them."""
+        held = {tablespace.oid for tablespace in self._head.tablespaces} | self._plan.left_out
+        later = [tablespace for tablespace in known_tablespaces(self._server) if tablespace.oid not in held]
+        if later:
+            self._head.details["made_meanwhile"] = msgspec.to_builtins(later)
+
     def _note_stop(self, stop: BackupStop) -> None:
         """Take what ``pg_backup_stop`` said into the head."""
         if stop.stop_timeline != self._plan.facts.identity.timeline:
@@ -133,6 +140,7 @@ class PitrSource:
             backup_label=stop.backup_label,
             tablespace_map=stop.tablespace_map,
         )
+        self._note_later_tablespaces()
         self._note_next_transaction()
 
     def _note_oldest_transaction(self) -> None:

@@ -148,6 +148,7 @@ class StreamSource(PitrSource):
             backup_label=label_text,
             tablespace_map=self._kept.get(names.TABLESPACE_MAP, b"").decode("utf-8", "surrogateescape"),
         )
+        self._note_later_tablespaces()
         self._note_next_transaction()
         blocks_per_segment = control.blocks_per_segment
         self._note_damage([self._damaged_pages(file, blocks_per_segment) for file in end.damaged])
