@@ -41,7 +41,7 @@ class Restoring:
         """Return the same with the files of some prefixes only."""
         return dataclasses.replace(self, files=[file for file in self.files if file.name.startswith(prefixes)])
 
-    def with_file(self, name: str, **changes: Any) -> Restoring:
+    def with_file(self, name: str, /, **changes: Any) -> Restoring:
         """Return the same with another content, status or name of one file."""
         assert any(file.name == name for file in self.files), name
         return dataclasses.replace(
@@ -255,8 +255,11 @@ class RestoreBridge(PlainRestoreBridge, Bridge):
                 continue
             while not self._free:
                 header = self.raw(8)
+                payload = self.raw(int(header[1:7]))
+                if header[:1] == b"A":
+                    raise Ended(payload.decode())
                 assert header[:1] in (b"K", b"H"), header
-                self.handle(header[:1].decode(), self.raw(int(header[1:7])))
+                self.handle(header[:1].decode(), payload)
             slot = self._free.pop(0)
             self._ring[slot * SLOT_BYTES : slot * SLOT_BYTES + len(piece)] = piece
             self.send("M", b"%d %d\n" % (slot, len(piece)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 from tests.bacula_backend.bridge import Bridge, Job
 from tests.bacula_restore.bridge import Answer, PlainRestoreBridge, RestoreBridge, Restoring, merge
 from tests.lab.cluster import SUPERUSER, Cluster, MakeCluster
+from tests.lab.server_user import server_directory
+from tests.lab.servers import MAJORS, installation
 from tests.restore.keeper import Restored, environment
 
 
@@ -89,22 +91,41 @@ class Daemon:
 MakeDaemon = Callable[..., Daemon]
 
 
-@pytest.fixture
-def make_daemon(lab_directory: Path, make_cluster: MakeCluster) -> Iterator[MakeDaemon]:
-    """Return a function that makes a running cluster and a daemon that backs it up."""
+@contextmanager
+def daemons(directory: Path, make_cluster: MakeCluster) -> Iterator[MakeDaemon]:
+    """Give a function that makes a running cluster in *directory* and a daemon that backs it up."""
     with ExitStack() as stack:
 
         def make(mode: str = "pitr", *more: str, settings: dict[str, str] | None = None, **cluster: Any) -> Daemon:
-            own = {"unix_socket_directories": str(lab_directory)} | (settings or {})
+            own = {"unix_socket_directories": str(directory), "listen_addresses": ""} | (settings or {})
             made: Cluster = make_cluster("data", settings=own, **cluster)
             words = [
                 *(f"mode={mode}", f"host={made.socket_directory}", f"port={made.port}", f"user={SUPERUSER}"),
-                *(f"state_dir={lab_directory}/state", f"bin_dir={made.installation.bin_dir}", *more),
+                *(f"state_dir={directory}/state", f"bin_dir={made.installation.bin_dir}", *more),
             ]
             if mode == "pitr":
                 words += ["start_fast=yes"]
-            daemon = Daemon(made, lab_directory, " ".join(words))
+            daemon = Daemon(made, directory, " ".join(words))
             stack.callback(daemon.stop)
             return daemon
 
         yield make
+
+
+@pytest.fixture
+def make_daemon(lab_directory: Path, make_cluster: MakeCluster) -> Iterator[MakeDaemon]:
+    """Return a function that makes a running cluster and a daemon that backs it up."""
+    with daemons(lab_directory, make_cluster) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_module_daemon() -> Iterator[MakeDaemon]:
+    """The same for all tests of a module, on the newest major."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(server_directory())
+
+        def make_cluster(name: str, **arguments: Any) -> Cluster:
+            return stack.enter_context(Cluster.create(installation(MAJORS[-1]), directory / name, **arguments)).start()
+
+        yield stack.enter_context(daemons(directory, make_cluster))

@@ -110,7 +110,7 @@ def test_older_jobs_reach_older_moments(make_daemon: MakeDaemon) -> None:
 
 
 def test_the_service_comes_back_in_its_place(make_daemon: MakeDaemon) -> None:
-    """where=/ takes the cluster's own place, when it is empty or may be overwritten, and starts it when that is asked."""
+    """where=/ takes the cluster's own place when it may be overwritten, and starts the server when that is asked."""
     daemon = make_daemon()
     ledger = Ledger(daemon.cluster)
     ledger.transfer(50)
