@@ -233,7 +233,7 @@ describe_job(struct job *job, struct line *line)
 	    say_variable(job, line, "RegexWhere", VARIABLE_REGEX_WHERE) != 0 ||
 	    (replace[0] > ' ' && say_key(job, line, "Replace", replace) != 0)))
 		return (-1);
-	if (!is_restore && previous != NULL && previous[0] != '\0' && say_key(job, line, "PrevJobName", previous) != 0)
+	if (!is_restore && previous != NULL && say_key(job, line, "PrevJobName", previous) != 0)
 		return (-1);
 	if (converse_say(job, line, "Namespace=@postgresql") != 0 ||
 	    say_variable(job, line, "WorkingDir", VARIABLE_WORKING_DIR) != 0 ||
