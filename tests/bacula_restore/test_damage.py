@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def given_up(restoring: Restoring) -> Restoring:
     return dataclasses.replace(restoring, failed={table(restoring): 50_000})
 
 
-def renamed(name: str, **more: str) -> Callable[[Restoring], Restoring]:
+def renamed(name: str, **more: Any) -> Callable[[Restoring], Restoring]:
     """Return what gives a file another name, or another nature."""
 
     def hurt(restoring: Restoring) -> Restoring:

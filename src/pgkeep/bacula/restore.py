@@ -24,7 +24,7 @@ from pgkeep.bacula.objects import RESTORE_OBJECT, parse_head_object
 from pgkeep.bacula.restore_options import restore_settings
 from pgkeep.bacula.restore_supply import RestoreStream
 from pgkeep.bacula.session import Session
-from pgkeep.bacula.where import NAMESPACE, Where, parse_where
+from pgkeep.bacula.where import Where, parse_where
 from pgkeep.errors import (
     ChannelClosed,
     FormatError,
@@ -68,15 +68,10 @@ class _Names:
 
     where: Where
     root: str
-    is_renamed: bool
 
     def path_of(self, name: str) -> str | None:
         """Return the virtual path of *name*; None for one that is not of this line's."""
-        catalog_name = self.where.strip(name)
-        if self.is_renamed:
-            # A regular expression made the name: what is before the namespace is the directory.
-            catalog_name = NAMESPACE + name.partition(NAMESPACE)[2]
-        path = catalog_name.lstrip("/").removesuffix("/")
+        path = self.where.strip(name).lstrip("/").removesuffix("/")
         if path != self.root and not path.startswith(f"{self.root}/"):
             return None
         try:
@@ -107,6 +102,9 @@ class _Restore:
             raise RestoreRefused(
                 "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
             )
+        if self._settings.flag("restore_as_standby"):
+            # Without it a second primary would come up.
+            raise UsageError("restore_as_standby is not in this version of pgkeep")
         channel.end()
         work: Work | None = None
         command = channel.expect_command()
@@ -122,7 +120,7 @@ class _Restore:
             command = channel.expect_command()
         if work is None and command != "FINISH":
             work = self._prepare()
-        names = _Names(self._where, self._root, is_renamed=bool(self._session.job.regex_where))
+        names = _Names(self._where, self._root)
         stream = RestoreStream(channel, names.path_of)
         items = stream.items(command)
         if work is None:

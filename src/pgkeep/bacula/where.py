@@ -26,7 +26,6 @@ from urllib.parse import unquote
 from pgkeep.errors import UsageError
 
 OPTIONS_PREFIX = "/@pgkeep"
-NAMESPACE = "/@postgresql/"
 MAX_BYTES = 16 << 10
 
 _PROFILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")

@@ -8,7 +8,7 @@ the newest backup with files: of a path that several jobs saved, Bacula restores
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,6 +146,7 @@ def prepare_stream(
     wal_directory = Path(settings.text("wal_restore_dir") or f"{data_directory}{SUFFIX}")
     private = PrivateWal(wal_directory, base, segment_size=size, owner=None)
     private.check()
+    _check_apart(wal_directory, [data_directory, *tablespaces.values()])
     wal_bytes = size * sum(1 for name, _ in selection.wal if len(name) == 24) if selection is not None else 0
     request = RestoreRequest(
         recovery=recovery,
@@ -230,6 +231,15 @@ def _places(base: RecordHead, settings: Resolved, place: Path | None) -> tuple[P
     root = place / str(base.details["root"])
     outside = {t.oid: root / "tblspc" / str(t.oid) for t in base.tablespaces if t.location}
     return root / "pgdata", outside | mapped
+
+
+def _check_apart(wal_directory: Path, others: Iterable[Path]) -> None:
+    for other in others:
+        if wal_directory == other or other in wal_directory.parents or wal_directory in other.parents:
+            raise RestoreRefused(
+                f"the WAL of the restore must lie apart from what is restored: {wal_directory} and {other}",
+                hint="name another directory in wal_restore_dir",
+            )
 
 
 def _check_identity(data_directory: Path, base: RecordHead) -> None:

@@ -13,7 +13,6 @@ NOT_BUILT = frozenset(
         "pitr_block_summary_days",
         "post_restore_sql",
         "primary_conninfo",
-        "profile",
         "recreate_replication_slots",
         "recreate_subscriptions",
         "restore_as_standby",
@@ -21,7 +20,6 @@ NOT_BUILT = frozenset(
         "standby_host",
         "track_replication_state",
         "verify_checksum_after",
-        "wal_restore_dir",
         "wal_segment_overlap",
         "wipe_pgdata",
     }
