@@ -81,7 +81,7 @@ def assert_nothing_is_left(client: Client, bridge: PlainBridge, *, status: int |
     wait_for(lambda: client.cluster.value(sessions) == 0, "all sessions of pgkeep have ended", timeout_seconds=10)
     assert client.cluster.value("SELECT count(*) FROM pg_replication_slots") == 0
     wait_for(lambda: not children_of_group(bridge.pid), "all children have ended", timeout_seconds=5)
-    assert not list(client.directory.glob("state/bacula/*/*/*"))
+    assert not list(client.directory.glob("state/bacula/*/*/[!.]*"))
     with contextlib.suppress(ValueError):
         bridge._reap()
     assert bridge.job.stderr == ""

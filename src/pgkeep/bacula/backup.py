@@ -142,7 +142,7 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
         warn=channel.warn,
     )
     previous = job.previous if level is not Level.FULL else ""
-    history = JobHistory(state, previous=previous, holds=holds, warn=channel.warn)
+    history = JobHistory(state, previous=previous, holds=holds, warn=channel.warn, reserves=not is_estimate)
     try:
         yield BackupJob(session=session, settings=settings, mode=mode, request=request, state=state, history=history)
     finally:

@@ -60,9 +60,13 @@ class JobHistory:
         previous: Unique name of the job that the Director says to build on; empty for a Full, or when it did not say.
         holds: Asks the catalog; None when it cannot be asked.
         warn: Takes what the user should know.
+        reserves: Whether ids are for a backup, which no other job may take, and not for an estimate.
     """
 
-    def __init__(self, state: ClusterState, *, previous: str, holds: CatalogHolds | None, warn: Say) -> None:
+    def __init__(
+        self, state: ClusterState, *, previous: str, holds: CatalogHolds | None, warn: Say, reserves: bool = True
+    ) -> None:
+        self._reserves = reserves
         self._state = state
         self._previous = previous
         self._holds = holds
@@ -77,7 +81,10 @@ class JobHistory:
 
     def new_backup_id(self, begin: dt.datetime, level: Level) -> str:
         """Return the id of a backup that begins at *begin*: it sorts after every id that is remembered."""
-        return new_backup_id(begin, level, newest=self._state.newest_id())
+        backup_id = new_backup_id(begin, level, newest=self._state.newest_id())
+        while self._reserves and not self._state.reserve_id(backup_id):
+            backup_id = new_backup_id(begin, level, newest=backup_id)
+        return backup_id
 
     def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> JobBase | None:
         """Return the backup to build on: the named job's, or with *with_files* the one whose files stand with it."""

@@ -154,7 +154,12 @@ class BaculaSink:
             BridgeError: The conversation broke.
             BackupUnusable: It is said to be held by a backup that does not hold it.
         """
-        if isinstance(item, UnchangedItem):
+        if "\n" in item.header.path:
+            # Commands end with their line; PostgreSQL itself has no such names.
+            self._channel.warn(f"not in the backup: the name {item.header.path!r} has more than one line")
+            if hasattr(item, "read_extent"):
+                cast("DetachedItem", item).close()
+        elif isinstance(item, UnchangedItem):
             self._accept_unchanged(item)
         elif hasattr(item, "read_extent") and not item.header.barrier:
             for piece in self._ahead.submit(cast("DetachedItem", item)):

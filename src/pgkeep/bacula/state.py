@@ -6,6 +6,7 @@ What pgkeep remembers of Bacula's jobs: a copy of each one's record, by the job'
     <state_dir>/bacula/default/<mode>/                  or cluster_<id>/<mode>/
         <unique name of the job>.json.zst               the record, sealed
         <unique name of the job>.confirmed              empty: the job is known to have succeeded
+        .<time>.id                                      empty: a job of that second is or was under way
 
 That a record is here says only that the backend did its part: the daemon or the Director may have failed the job later.
 The Director says which job counts when it names it as the one to build on, and so does ``pgkeep bacula confirm``.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ from pgkeep.vault.unnamed_file import UnnamedFile
 
 RECORD_SUFFIX = ".json.zst"
 CONFIRMED_SUFFIX = ".confirmed"
+RESERVED_SUFFIX = ".id"
+RESERVED_SECONDS = 86_400
 KEPT_FULLS = 3
 """Records older than the oldest of so many newest Fulls of a job are of no more use to it."""
 
@@ -104,6 +108,17 @@ class ClusterState:
         """Return the newest backup id of all records; empty when there is none."""
         return max((one.head.backup_id for one in self.records()), default="")
 
+    def reserve_id(self, backup_id: str) -> bool:
+        """Take the second of *backup_id* for this job alone; tell whether it was free."""
+        path = self.directory / f".{backup_id.partition('-')[0]}{RESERVED_SUFFIX}"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise SettingsError(f"cannot write {path}: {error.strerror}") from error
+        return True
+
     def confirm(self, job: str) -> bool:
         """Take note that *job* succeeded; tell whether it has a record."""
         if not self.has(job):
@@ -118,6 +133,7 @@ class ClusterState:
 
     def prune(self, job: str) -> int:
         """Remove records that no later run of *job* can name any more; return how many."""
+        self._forget_reservations()
         ours = [one for one in self.records() if _job_of(one.job) == _job_of(job)]
         fulls = [one for one in ours if one.head.level is Level.FULL]
         confirmed = [one for one in fulls if one.is_confirmed]
@@ -132,6 +148,13 @@ class ClusterState:
                 one.path.unlink()
                 (self.directory / f"{one.job}{CONFIRMED_SUFFIX}").unlink(missing_ok=True)
         return len(removed)
+
+    def _forget_reservations(self) -> None:
+        oldest = time.time() - RESERVED_SECONDS
+        with contextlib.suppress(OSError):
+            for path in self.directory.glob(f".*{RESERVED_SUFFIX}"):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 class UnnamedRecord:
