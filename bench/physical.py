@@ -4,6 +4,12 @@ Whole backups and restores of a 2 GB cluster, each against the peer that does th
 Both sides run as the server's user, two workers or processes, zstd level 1, page checksums checked. Durability is made
 equal: pgBackRest syncs every file and directory that it writes, pg_basebackup syncs its output at the end, and so
 does pgkeep (volumes and record at the end of a backup; the whole target by one barrier at the end of a lay-down).
+
+What differs between pgkeep and pg_basebackup is told here, and not evened out. Both ask for a BASE_BACKUP with a fast
+checkpoint and a manifest with CRC-32C, and compress as clients, with two workers. pg_basebackup writes one tar of one
+frame, and has the server add up the sizes of its files first. pgkeep digests everything (content and stored bytes,
+BLAKE3), writes frames that can be read alone, makes a slot, and takes the WAL by a second stream, where pg_basebackup
+has it within the first. It also has an interpreter to start, with bytecode at hand as in an installed package.
 """
 
 from __future__ import annotations
