@@ -98,7 +98,10 @@ def test_killed_at_any_moment(server: int, make_keeper: MakeKeeper, transport: s
     ledger = Ledger(keeper.cluster)
     with keeper.cluster.connect() as connection:
         fill(connection, "ballast", size_mb=60)
-    walked = "PGDATA walk" if transport == "local" else "base backup received"
+    # The one says what it called, the other what it received.
+    walked, stopped = (
+        ("PGDATA walk", "pg_backup_stop") if transport == "local" else ("base backup received", "backup stop")
+    )
     with ledger.load() as load:
         for size in (1, 2 << 20):
             with Job(keeper, "backup", *keeper.backup_options("full", transport)) as job:
@@ -107,7 +110,7 @@ def test_killed_at_any_moment(server: int, make_keeper: MakeKeeper, transport: s
             assert_server_is_left_alone(keeper.cluster)
             assert backup_ids(keeper) == []
             keeper.must("expire")
-        for line in ("starting pitr", walked, "backup stop"):
+        for line in ("starting pitr", walked, stopped):
             with Job(keeper, "backup", *keeper.backup_options("full", transport)) as job:
                 job.wait_for_line(line)
             assert_server_is_left_alone(keeper.cluster)
