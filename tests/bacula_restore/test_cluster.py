@@ -11,6 +11,7 @@ import pytest
 
 from tests.bacula_restore.bridge import Answer
 from tests.bacula_restore.conftest import Daemon, MakeDaemon
+from tests.lab.cluster import MakeCluster
 from tests.lab.ledger import Ledger, Mark, check_ledger
 from tests.lab.server_user import server_user
 from tests.restore.keeper import Restored
@@ -132,11 +133,11 @@ def test_the_service_comes_back_in_its_place(make_daemon: MakeDaemon) -> None:
     assert list(daemon.directory.glob("data.old.*"))
 
 
-def test_another_cluster_is_never_replaced(make_daemon: MakeDaemon, make_cluster: object) -> None:
+def test_another_cluster_is_never_replaced(make_daemon: MakeDaemon, make_cluster: MakeCluster) -> None:
     """overwrite_existing does not reach a cluster of another system identifier."""
     daemon = make_daemon()
     daemon.backup()
-    other = make_cluster("other", start=False)  # type: ignore[operator]
+    other = make_cluster("other", start=False)
     answer = daemon.restore(options={"overwrite_existing": "yes", "pgdata_dir": str(other.data_directory)})
     assert "holds another cluster: its system identifier is" in answer.error
     assert answer.answers == {}
@@ -195,3 +196,70 @@ def test_options_are_known_or_refused(make_daemon: MakeDaemon) -> None:
     assert 'did you mean "target_time"?' in answer.error
     both = daemon.restore(where="/@pgkeep/?target_time=2026-04-23T14:30:00Z&target_xid=5")
     assert "one recovery target is possible" in both.error
+
+
+def test_options_come_from_everywhere(make_daemon: MakeDaemon) -> None:
+    """where= wins over the menu, that over the Plugin line, that over a profile, which must keep its secrets."""
+    daemon = make_daemon()
+    daemon.backup()
+    configuration = daemon.directory / "etc"
+    (configuration / "restore.d").mkdir(parents=True)
+    (configuration / "pgkeep.conf").write_text("[options]\nparallel_jobs = 2\n")
+    profile = configuration / "restore.d/drill.conf"
+    profile.write_text(f"[restore]\npgdata_dir = {daemon.directory}/profile\nrecovery_target_action = pause\n")
+    for path in (configuration / "pgkeep.conf", profile):
+        path.chmod(0o644)
+    daemon.words += f" config={configuration}/pgkeep.conf"
+
+    def planned(where: str, words: str = "", **options: str) -> str:
+        answer = daemon.restore(
+            where=where, options={**options, "dry_run_restore": "yes"}, words=f"{daemon.words} {words}".strip()
+        )
+        assert answer.error == "", answer.error
+        [line] = [line for line in answer.job.said("info") if line.startswith("files: ")]
+        return line.rpartition("/")[2]
+
+    assert planned("/@pgkeep/drill") == "profile"
+    assert planned("/", profile="drill") == "profile"
+    assert planned("/@pgkeep/drill", f"pgdata_dir={daemon.directory}/line") == "line"
+    menu = f"{daemon.directory}/menu"
+    assert planned("/@pgkeep/drill", f"pgdata_dir={daemon.directory}/line", pgdata_dir=menu) == "menu"
+    assert planned(f"/@pgkeep/?pgdata_dir={daemon.directory}/where&profile=drill", pgdata_dir=menu) == "where"
+    missing = daemon.restore(where="/@pgkeep/other")
+    assert "profile other: cannot read" in missing.error
+    profile.write_text("[restore]\nprimary_conninfo = host=a password=secret\n")
+    exposed = daemon.restore(where="/@pgkeep/drill")
+    assert "holds a password and must not be readable by others" in exposed.error
+    assert "secret" not in str(exposed.job.messages)
+
+
+def test_a_line_with_a_cluster_id_has_a_root_of_its_own(make_daemon: MakeDaemon) -> None:
+    """The files of a cluster with a name lie below that name, and its restore deals with no others."""
+    daemon = make_daemon("pitr", "cluster_id=west")
+    mark = Ledger(daemon.cluster).mark("before")
+    daemon.backup()
+    answer = daemon.restore(where=f"{daemon.directory}/out")
+    directory = daemon.directory / "out/@postgresql/cluster_west/pitr/pgdata"
+    started(daemon, answer, directory).assert_is_at(mark)
+    other = daemon.restore(where=f"{daemon.directory}/other", words=daemon.words.replace("=west", "=east"))
+    assert other.error == ""
+    assert set(other.answers.values()) == {"SKIP"}
+    assert not (daemon.directory / "other").exists()
+
+
+def test_a_backup_of_a_standby_comes_back(make_daemon: MakeDaemon) -> None:
+    """A standby cannot end its last segment: what there is of it makes the copy consistent."""
+    daemon = make_daemon()
+    ledger = Ledger(daemon.cluster)
+    ledger.transfer(20)
+    standby = daemon.cluster.create_standby(daemon.directory / "standby")
+    with standby.start():
+        standby.wait_for_replay(daemon.cluster.current_lsn())
+        daemon.words = daemon.words.replace(f"port={daemon.cluster.port}", f"port={standby.port}").replace(
+            f"host={daemon.cluster.socket_directory}", f"host={standby.socket_directory}"
+        )
+        daemon.backup()
+    answer = daemon.restore(where=f"{daemon.directory}/out")
+    restored = started(daemon, answer, daemon.directory / f"out/{PGDATA}")
+    with restored.connect() as connection:
+        assert check_ledger(connection)

@@ -295,6 +295,12 @@ def _minimums(heads: Sequence[RecordHead]) -> dict[str, int]:
     return {name: max(map(int, values)) for name, values in known.items() if values}
 
 
+def raised_minimums(minimums: dict[str, int], head: RecordHead) -> dict[str, int]:
+    """Return *minimums* with those of one more backup on the history."""
+    more = _minimums([head])
+    return {name: max(minimums.get(name, 0), more.get(name, 0)) for name in minimums | more}
+
+
 def _is_on(history: TimelineHistory, head: RecordHead) -> bool:
     return history.contains(Timeline(head.timeline), _end(head))
 

@@ -18,6 +18,7 @@ from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.fenced_server import FencedServer
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, write_recovery_files
+from pgkeep.jobs.recovery_plan import raised_minimums
 from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.jobs.restore_request import RestoreRequest
@@ -137,5 +138,7 @@ def _lay_down(prepared: PreparedRestore, supply: Supply, ledger: Ledger | None) 
         laid = lay_down.finish(settle)
     for head in heads:
         # What phase 1 knew of it may have been trimmed.
-        prepared = replace(prepared, request=replace(request, recovery=replace(request.recovery, base=head)))
+        minimums = raised_minimums(request.recovery.minimums, head)
+        recovery = replace(request.recovery, base=head, minimums=minimums)
+        prepared = replace(prepared, request=replace(request, recovery=recovery))
     return prepared, laid
