@@ -103,6 +103,27 @@ def test_accurate_job_keeps_in_the_catalog_what_the_chain_needs(client: Client) 
     assert full.order[-1] in client.catalog
 
 
+@pytest.mark.parametrize("ring", [True, False])
+def test_questions_never_stand_among_the_data_of_a_file(client: Client, ring: bool) -> None:
+    """Where large files have changed and small ones between them have not, each file still comes in one piece."""
+    for number in range(6):
+        client.cluster.sql(f"CREATE TABLE calm_{number} AS SELECT g FROM generate_series(1, 2000) AS g")
+        client.cluster.sql(
+            f"CREATE TABLE wild_{number} AS SELECT g, repeat('x', 1000) AS t FROM generate_series(1, 12000) AS g"
+        )
+    age_files(client)
+    client.run(accurate=True)
+    for number in range(6):
+        client.cluster.sql(f"UPDATE wild_{number} SET t = repeat('y', 1000) WHERE g % 100 = 0")
+    client.cluster.sql("CHECKPOINT")
+    done = client.run("D", accurate=True, ring=ring, keep=lambda name: True)
+    assert (done.status, done.said("warning")) == (0, [])
+    sent = {f"/{e['path']}": e for e in record_of(done)["files"] if f"/{e['path']}" in done.files}
+    assert sum("/base/" in name and e.get("size", 0) > 10_000_000 for name, e in sent.items()) == 6
+    for name, entry in sent.items():
+        assert blake3(done.files[name].content or b"").hexdigest() == entry["digest"]
+
+
 def test_accurate_job_sends_what_the_catalog_lacks(client: Client) -> None:
     """What pgkeep's record has and the catalog has not, or has otherwise, is sent again."""
     age_files(client)

@@ -318,3 +318,19 @@ def test_extents_of_one_file_may_be_read_by_several_threads(tmp_path: Path) -> N
 
     assert b"".join(found[offset] for offset in sorted(found)) == b"".join(pages)
     assert relation.pages.checked == len(pages)
+
+
+def test_memory_of_the_callers_is_filled_as_an_extent_would_be(tmp_path: Path) -> None:
+    """Reading into memory gives what reading an extent gives: mended pages, zeros for what is gone, the same counts."""
+    whole = page(1)
+    relation = Relation(tmp_path, page(0), torn(whole), page(2), page(3))
+    relation.on_wait = lambda: relation.write(1, whole)
+    file = relation.open()
+    os.truncate(relation.real_path, 3 * PAGE)
+    memory = bytearray(b"old" * PAGE * 4)
+    file.read_into(0, memoryview(memory)[: 4 * PAGE])
+    file.close()
+    assert bytes(memory[: 4 * PAGE]) == page(0) + whole + page(2) + bytes(PAGE)
+    assert memory[4 * PAGE :] == (b"old" * PAGE * 4)[4 * PAGE :]
+    assert (relation.pages.checked, relation.pages.mended, relation.report.shrunk) == (3, 1, 1)
+    assert relation.pages.damaged() == []

@@ -55,6 +55,7 @@ class BackupJob:
         request: What is asked for.
         state: Records of earlier jobs.
         history: The same, as the mode asks for it.
+        catalog: What the Director has of them; None when it cannot be asked.
     """
 
     session: Session
@@ -63,6 +64,7 @@ class BackupJob:
     request: BackupRequest
     state: ClusterState
     history: JobHistory
+    catalog: Catalog | None = None
 
     @property
     def is_physical(self) -> bool:
@@ -128,9 +130,9 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
         state.confirm(job.previous)
     if level is not Level.FULL and level in mode.levels:
         level = _judge_level(session, state, level)
-    holds = None
+    catalog = None
     if job.is_accurate and level is not Level.FULL and not is_estimate:
-        holds = Catalog(channel, warn=channel.warn).holds
+        catalog = Catalog(channel, warn=channel.warn)
     request = BackupRequest(
         cluster=cluster_id or "default",
         prefix=f"@postgresql/cluster_{cluster_id}" if cluster_id else "@postgresql",
@@ -142,9 +144,18 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
         warn=channel.warn,
     )
     previous = job.previous if level is not Level.FULL else ""
+    holds = catalog.holds if catalog is not None else None
     history = JobHistory(state, previous=previous, holds=holds, warn=channel.warn, reserves=not is_estimate)
     try:
-        yield BackupJob(session=session, settings=settings, mode=mode, request=request, state=state, history=history)
+        yield BackupJob(
+            session=session,
+            settings=settings,
+            mode=mode,
+            request=request,
+            state=state,
+            history=history,
+            catalog=catalog,
+        )
     finally:
         history.close()
 
@@ -201,6 +212,8 @@ class SinkOpener:
             details={"job": job.name, "job_id": job.job_id, "client": job.client, "previous": job.previous},
         )
         self.sizes = sink.sizes
+        if this.catalog is not None:
+            this.catalog.between_files = sink.end_open_file
         return sink
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pgkeep.bacula.channel import Channel
 from pgkeep.errors import WireError
 from pgkeep.modes.contract import Say
@@ -19,17 +21,22 @@ class Catalog:
     Args:
         channel: The conversation.
         warn: Takes what the user should know.
+
+    Attributes:
+        between_files: Called before a question, which must not stand among the data of a file.
     """
 
     def __init__(self, channel: Channel, *, warn: Say) -> None:
         self._channel = channel
         self._warn = warn
         self._is_there = True
+        self.between_files: Callable[[], None] = lambda: None
 
     def holds(self, entry: FileEntry) -> bool:
         """Tell whether the catalog has the file of *entry*, with its size and, to the second, its time."""
         if not self._is_there:
             return True
+        self.between_files()
         self._channel.command(f"CHECKGET:/{entry.path}")
         packet = self._channel.receive()
         if packet.kind is PacketKind.ERROR:

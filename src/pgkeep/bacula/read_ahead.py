@@ -151,9 +151,9 @@ class ReadAhead:
             for offset in range(0, size, EXTENT_BYTES):
                 self._enqueue(_Task([(item, offset, min(EXTENT_BYTES, size - offset))]))
                 while self.is_full and self._ordered:
-                    yield from self._take()
+                    yield from self.take()
         while self.is_full:
-            yield from self._take()
+            yield from self.take()
 
     def _submit_slots(self, item: DetachedItem, slots: Slots) -> Iterator[Piece]:
         size = item.header.size
@@ -161,7 +161,7 @@ class ReadAhead:
         for offset in range(0, size, slots.slot_bytes):
             while (slot := slots.reserve()) is None:
                 if self._ordered:
-                    yield from self._take()
+                    yield from self.take()
                 else:
                     self._wait()
             length = min(slots.slot_bytes, size - offset)
@@ -171,7 +171,7 @@ class ReadAhead:
         """Yield all that is left; raise what went wrong."""
         self._end_batch()
         while self._ordered:
-            yield from self._take()
+            yield from self.take()
 
     def close(self) -> None:
         """Stop, join the threads, close the items that are still open."""
@@ -197,7 +197,8 @@ class ReadAhead:
             self._waiting.append(task)
             self._work.notify()
 
-    def _take(self) -> Iterator[Piece]:
+    def take(self) -> Iterator[Piece]:
+        """Yield what was submitted first: some whole items, or a piece of a large one; wait until it has been read."""
         if not self._ordered:
             self._end_batch()
         task = self._ordered.popleft()

@@ -68,12 +68,16 @@ class Marks:
     Args:
         channel: The conversation.
         is_on: Whether the job is accurate and the bridge knows the commands; nothing is said otherwise.
+
+    Attributes:
+        between_files: Called before a command that must not stand among the data of a file.
     """
 
     def __init__(self, channel: Channel, *, is_on: bool) -> None:
         self._channel = channel
         self._is_on = is_on
         self._names = bytearray()
+        self.between_files: Callable[[], None] = lambda: None
 
     def seen(self, name: str) -> None:
         """Say that the file *name* of the catalog still stands."""
@@ -91,6 +95,7 @@ class Marks:
     def flush(self) -> None:
         """Send the names that have come together."""
         if self._names:
+            self.between_files()
             packets = encode_text(PacketKind.COMMAND, "SEEN") + encode(PacketKind.DATA, bytes(self._names)) + _END
             self._channel.send_packets(packets)
             self._names.clear()
@@ -129,12 +134,14 @@ class BaculaSink:
         self._root = root
         self._files = files
         self._marks = marks
+        marks.between_files = self.end_open_file
         self._held = held
         self._goes_on = goes_on
         self._recorded = recorded
         self._details = details
         self._ahead = ReadAhead(workers, slots=channel.ring, wait=channel.await_release)
         self._digest = blake3()
+        self._is_in_file = False
         self.sent_files = 0
         self.sent_bytes = 0
         self.failures: list[ToolError] = []
@@ -193,6 +200,12 @@ class BaculaSink:
         self._recorded(head, tail)
         return head, tail
 
+    def end_open_file(self) -> None:
+        """Send the rest of a file that was sent in part, so that a command may follow."""
+        while self._is_in_file:
+            for piece in self._ahead.take():
+                self._send_piece(piece)
+
     def _drain(self) -> None:
         for piece in self._ahead.drain():
             self._send_piece(piece)
@@ -221,6 +234,7 @@ class BaculaSink:
             # Before the bridge owns the memory.
             self._digest.update(content)
         is_last = piece.is_last
+        self._is_in_file = not is_last
         if piece.slot >= 0:
             self._channel.send_slot(piece.slot, len(content))
         elif content:
