@@ -263,3 +263,19 @@ def test_a_backup_of_a_standby_comes_back(make_daemon: MakeDaemon) -> None:
     restored = started(daemon, answer, daemon.directory / f"out/{PGDATA}")
     with restored.connect() as connection:
         assert check_ledger(connection)
+
+
+def test_a_host_without_postgresql_takes_a_copy(make_daemon: MakeDaemon) -> None:
+    """Where nothing is to be started, no program of PostgreSQL is needed; otherwise that is refused at once."""
+    daemon = make_daemon()
+    daemon.backup()
+    (daemon.directory / "bin").mkdir()
+    words = daemon.words.replace(f"bin_dir={daemon.cluster.installation.bin_dir}", f"bin_dir={daemon.directory}/bin")
+    answer = daemon.restore(where=f"{daemon.directory}/out", words=words)
+    assert answer.error == ""
+    assert (daemon.directory / f"out/{PGDATA}/global/pg_control").exists()
+    answer = daemon.restore(
+        where=f"{daemon.directory}/other", words=words, options={"start_postgresql_after_restore": "yes"}
+    )
+    assert "bin_dir" in answer.error
+    assert answer.answers == {}

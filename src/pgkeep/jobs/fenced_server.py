@@ -35,6 +35,7 @@ class FencedServer:
         self._access = access
         self._owner = owner
         self._superuser = str(request.base.details.get("superuser", "postgres"))
+        assert request.toolbox is not None
         log_path = data_directory.with_name(f"{data_directory.name}.pgkeep-restore.log")
         self._instance = Instance(data_directory, bin_directory=request.toolbox.directory, log_path=log_path)
         self._fence = (

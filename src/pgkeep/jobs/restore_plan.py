@@ -48,7 +48,7 @@ class PreparedRestore:
             yield f"moved away first: {aside.path} to {aside.new_path}"
         yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
         yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
-        yield f"programs: {request.toolbox}"
+        yield f"programs: {request.toolbox or f'none of PostgreSQL {request.major} on this host'}"
         yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"
         yield from self._archiving_lines()
         for tablespace in recovery.later_tablespaces:

@@ -31,7 +31,7 @@ class RestoreRequest:
         archive: Where the WAL comes from.
         restore_command: Returns it as the restored server will run it, given the path of the restore's WAL plan, and of
             the socket where pgkeep answers meanwhile, if it does.
-        toolbox: Programs of the backup's major version.
+        toolbox: Programs of the backup's major version; None where there are none, so that nothing can be started.
         timeout_seconds: For phase 4; 0 waits for ever.
         workers: Threads for the lay-down.
         user: Who shall own the files; empty to find out.
@@ -50,7 +50,7 @@ class RestoreRequest:
     start: bool = False
     archive: WalArchive
     restore_command: Callable[[Path, Path | None], str]
-    toolbox: Toolbox
+    toolbox: Toolbox | None
     timeout_seconds: int = 3600
     workers: int = 2
     user: str = ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 from pgkeep.datadir.beneath import Beneath
@@ -20,6 +19,7 @@ from pgkeep.jobs.private_wal import PrivateWal
 from pgkeep.jobs.recovery_history import held_along
 from pgkeep.jobs.restore import RestoreResult, restore
 from pgkeep.jobs.restore_plan import PreparedRestore
+from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.pg.lsn import Timeline
 from pgkeep.streams.item import Buffer, ItemHeader, ItemKind, StreamedItem
 from pgkeep.streams.record import RecordHead
@@ -223,11 +223,12 @@ def restore_stream(
     else:
         if result.end is None:
             request = prepared.request
-            say(f"to start it: {start_command(request.data_directory, request.toolbox.directory)}")
+            say(f"to start it: {start_command(request)}")
         say(f"the WAL for the replay is in {wal.directory}: remove that when the server is through")
     return result
 
 
-def start_command(data_directory: Path, bin_directory: Path) -> str:
+def start_command(request: RestoreRequest) -> str:
     """Return what starts the restored server, for the log."""
-    return f"{bin_directory / 'pg_ctl'} -D {data_directory} -l {data_directory}.log start"
+    program = request.toolbox.program("pg_ctl") if request.toolbox is not None else "pg_ctl"
+    return f"{program} -D {request.data_directory} -l {request.data_directory}.log start"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgkeep.datadir.postmaster import read_control_file
-from pgkeep.errors import PgkeepError, RestoreRefused, UsageError
+from pgkeep.errors import PgkeepError, RestoreRefused, ToolError, UsageError
 from pgkeep.jobs.private_wal import SUFFIX, PrivateWal
 from pgkeep.jobs.promised_wal import PromisedWal
 from pgkeep.jobs.recovery_history import held_along
@@ -25,7 +25,7 @@ from pgkeep.jobs.stream_restore import record_of
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
-from pgkeep.server.tools import toolbox_for_server
+from pgkeep.server.tools import Toolbox, toolbox_for_server
 from pgkeep.settings import Resolved
 from pgkeep.settings.assignment import Rank
 from pgkeep.streams.record import RecordHead, RecordTail
@@ -157,7 +157,7 @@ def prepare_stream(
         start=settings.flag("start_postgresql_after_restore"),
         archive=private.archive,
         restore_command=restore_command(private.vault_path, private.cluster),
-        toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=_path(settings.text("bin_dir"))),
+        toolbox=_toolbox(base, settings),
         timeout_seconds=settings.number("restore_timeout"),
         workers=settings.number("parallel_jobs"),
         tablespace_bytes={tablespace.oid: tablespace.size_bytes for tablespace in base.tablespaces},
@@ -265,5 +265,12 @@ def _port(settings: Resolved) -> int:
     return settings.optional_number("port") or 0 if is_meant else 0
 
 
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
+def _toolbox(base: RecordHead, settings: Resolved) -> Toolbox | None:
+    """Return the programs of the backup's major; None where there are none and nothing is to be started here."""
+    bin_dir = settings.text("bin_dir")
+    try:
+        return toolbox_for_server(base.server_version // 10000, bin_dir=Path(bin_dir) if bin_dir else None)
+    except ToolError:
+        if settings.flag("start_postgresql_after_restore"):
+            raise
+        return None
