@@ -45,9 +45,15 @@ def install_plugin(director: Director, settings: Mapping[str, str] | None = None
 
 def pgkeep_bacula(verb: str, director: Director, *arguments: str, must: bool = True) -> Outcome:
     """Run ``pgkeep bacula VERB`` for the File Daemon of *director*, as its user."""
-    command = [PGKEEP, "bacula", verb, f"--fd-config={director.layout.configuration / 'bacula-fd.conf'}", *arguments]
+    outcome = run_pgkeep("bacula", verb, f"--fd-config={director.layout.configuration / 'bacula-fd.conf'}", *arguments)
+    assert outcome.status == 0 or not must, "\n".join([outcome.stdout, *outcome.lines])
+    return outcome
+
+
+def run_pgkeep(*arguments: str) -> Outcome:
+    """Run pgkeep as the user of the daemons and servers."""
     done = subprocess.run(
-        [str(word) for word in command],
+        [PGKEEP, *arguments],
         env=environment(),
         cwd="/",
         stdin=subprocess.DEVNULL,
@@ -56,7 +62,6 @@ def pgkeep_bacula(verb: str, director: Director, *arguments: str, must: bool = T
         timeout=120,
         **server_user().popen_arguments(),
     )
-    assert done.returncode == 0 or not must, done.stdout + done.stderr
     return Outcome(done.returncode, done.stdout, [line.removeprefix("pgkeep: ") for line in done.stderr.splitlines()])
 
 

@@ -131,6 +131,7 @@ class Director:
             "work-fd",
             "volumes",
             "second",
+            "shared",
             "plugins",
             "log",
             "bin",

@@ -123,6 +123,11 @@ JobDefs {{
 """
 
     def _storages(self) -> str:
+        storages = (
+            ("lab-sd", "Changer", "File1", "Autochanger = lab-sd"),
+            ("second-sd", "SecondChanger", "File2", "Autochanger = second-sd"),
+            ("shared-sd", "Shared", "File3", "# one device, no changer: jobs at the same time share its volume"),
+        )
         return "\n".join(
             f"""\
 Storage {{
@@ -132,11 +137,11 @@ Storage {{
   Password = "{self.password}"
   Device = {device}
   Media Type = {media}
-  Autochanger = {name}
+  {more}
   Maximum Concurrent Jobs = 20
   TLS PSK Enable = {self._yes}
 }}"""
-            for name, device, media in (("lab-sd", "Changer", "File1"), ("second-sd", "SecondChanger", "File2"))
+            for name, device, media, more in storages
         )
 
     def _storage(self) -> str:
@@ -170,22 +175,8 @@ Autochanger {{
 }}
 """
             for number in range(DRIVES):
-                text += f"""\
-Device {{
-  Name = {drive}{number}
-  Media Type = {media}
-  Archive Device = "{directory}"
-  LabelMedia = yes
-  Random Access = yes
-  AutomaticMount = yes
-  RemovableMedia = no
-  AlwaysOpen = no
-  Maximum Concurrent Jobs = 5
-  Autochanger = yes
-  Drive Index = {number}
-}}
-"""
-        return text
+                text += _device(f"{drive}{number}", media, directory, f"Autochanger = yes; Drive Index = {number}")
+        return text + _device("Shared", "File3", home / "shared", "Autochanger = no")
 
     def _file_daemon(self) -> str:
         home, psk = self.directory, f"TLS PSK Enable = {self._yes}"
@@ -266,3 +257,20 @@ def quoted(text: str) -> str:
     """Return *text* as a string of Bacula's configuration files."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _device(name: str, media: str, directory: Path, more: str) -> str:
+    return f"""\
+Device {{
+  Name = {name}
+  Media Type = {media}
+  Archive Device = "{directory}"
+  LabelMedia = yes
+  Random Access = yes
+  AutomaticMount = yes
+  RemovableMedia = no
+  AlwaysOpen = no
+  Maximum Concurrent Jobs = 5
+  {more}
+}}
+"""

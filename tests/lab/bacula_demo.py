@@ -1,0 +1,135 @@
+"""
+``./dev demo-bacula``: the main job through a real Bacula, told as it happens.
+
+A server works under load; a Director backs it up at three levels; a table is dropped by accident; bconsole brings the
+moment before back, row for row. Everything lives in one temporary directory, which is removed in the end.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.lab.bacula import Director, JobResult
+from tests.lab.bacula_packages import VERSION
+from tests.lab.cluster import SUPERUSER, Cluster, free_port
+from tests.lab.ledger import Ledger, check_ledger, digest
+from tests.lab.server_user import server_directory, server_user
+from tests.lab.servers import newest_installation
+
+LOAD_TRANSFERS = 300
+_PROGRAMS = Path(sys.executable).parent
+
+
+def main() -> int:
+    """Tell the whole story; return the exit status."""
+    with server_directory() as directory, ExitStack() as stack:
+        installation = newest_installation()
+        _tell(f"a new server, {installation.version}, and a Bacula {VERSION} of its own, in {directory}")
+        cluster = stack.enter_context(Cluster.create(installation, directory / "data")).start()
+        director = stack.enter_context(Director(directory / "bacula"))
+        _install(director, installation.bin_dir)
+        director.start()
+        return _story(directory, cluster, director)
+
+
+def _story(directory: Path, cluster: Cluster, director: Director) -> int:
+    line = f"pgkeep: mode=pitr host={cluster.socket_directory} port={cluster.port} user={SUPERUSER} start_fast=yes"
+    job = director.add_job("pitr", line)
+    print(job.text())
+    ledger = Ledger(cluster)
+    with ledger.load() as load:
+        for level in ("Full", "Differential", "Incremental"):
+            load.wait_for(LOAD_TRANSFERS)
+            _backup(director, level)
+        load.wait_for(LOAD_TRANSFERS)
+    mark = ledger.mark("before")
+    _tell(f"the moment before the accident: {mark.time.isoformat()}, {ledger.check()} transfers")
+    cluster.sql("DROP TABLE ledger_entry")
+    cluster.sql("UPDATE ledger_account SET balance = 0")
+    _tell("DROP TABLE ledger_entry; UPDATE ledger_account SET balance = 0   -- the accident")
+    _backup(director, "Incremental")
+
+    where = directory / "restored"
+    _tell("the restore, in bconsole")
+    with director.open_console() as console:
+        job_id = director.restore_in(console, job, where, options={"target_time": mark.time.isoformat()})
+        print(_indented(console.transcript))
+    if not _show(director.wait(job_id)):
+        return 1
+    [label] = where.rglob("backup_label")
+    digests, transfers = _start_and_look(cluster, label.parent, directory)
+    for name, value in mark.digests.items():
+        verdict = "equal" if digests.get(name) == value else "DIFFERENT"
+        _tell(f"table {name}: {value.partition(':')[0]} rows, digest {value[-16:]}: {verdict}")
+    _tell(f"balances add up, {transfers} transfers")
+    is_well = digests == mark.digests
+    print("demo-bacula: OK" if is_well else "demo-bacula: the rows are not those of the moment before", flush=True)
+    return 0 if is_well else 1
+
+
+def _install(director: Director, bin_dir: Path) -> None:
+    """Give the plugin to the File Daemon, as an administrator would."""
+    state, config = director.directory / "state", director.directory / "pgkeep.conf"
+    config.write_text(f"[options]\nstate_dir = {state}\nbin_dir = {bin_dir}\n")
+    config.chmod(0o600)
+    server_user().own(config)
+    arguments = [
+        *("bacula", "install", f"--fd-config={director.layout.configuration / 'bacula-fd.conf'}"),
+        *(f"--config={config}", f"--state-dir={state}"),
+    ]
+    print(f"$ pgkeep {' '.join(arguments)}")
+    done = subprocess.run(
+        [_PROGRAMS / "pgkeep", *arguments],
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **server_user().popen_arguments(),
+    )
+    print(_indented(done.stdout), flush=True)
+    if done.returncode:
+        raise SystemExit(f"pgkeep bacula install ended with {done.returncode}")
+
+
+def _backup(director: Director, level: str) -> None:
+    print(f"* run job=pitr level={level} yes")
+    if not _show(director.run("pitr", level)):
+        raise SystemExit(f"the {level} did not end well")
+
+
+def _show(result: JobResult) -> bool:
+    lines = result.told if result.is_ok else result.log
+    print(_indented("\n".join(lines)))
+    _tell(f"job {result.job_id}: status {result.status}, {result.files} files, {result.bytes} bytes")
+    return result.is_ok
+
+
+def _start_and_look(cluster: Cluster, data_directory: Path, directory: Path) -> tuple[dict[str, str], int]:
+    """Start the restored server, wait until it has replayed, and return digests of its rows and their number."""
+    restored = Cluster(cluster.installation, data_directory, work_directory=directory)
+    restored.port = free_port()
+    with restored.start(timeout_seconds=120):
+        deadline = time.monotonic() + 60
+        while restored.value("SELECT pg_is_in_recovery()"):
+            if time.monotonic() > deadline:
+                raise SystemExit("the restored server does not leave recovery")
+            time.sleep(0.05)
+        with restored.connect() as connection:
+            return digest(connection), check_ledger(connection)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.rstrip().splitlines())
+
+
+def _tell(text: str) -> None:
+    print(f"== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
