@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "daemon.h"
 #include "packet.h"
 
@@ -118,24 +118,15 @@ failed:
 	return (-1);
 }
 
-static long long
-now_milliseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return ((long long)now.tv_sec * 1000 + now.tv_nsec / 1000000);
-}
-
 /* Wait until the process has ended, for at most so long, while what it writes is taken from it. */
 static bool
-await_end(struct backend *backend, long long milliseconds, bool listens_to_wake)
+await_end(struct backend *backend, int64_t milliseconds, bool listens_to_wake)
 {
-	long long deadline = now_milliseconds() + milliseconds;
+	int64_t deadline = clock_milliseconds() + milliseconds;
 
 	while (!child_has_ended(&backend->child)) {
 		struct pollfd descriptors[3];
-		long long left = deadline - now_milliseconds();
+		int64_t left = deadline - clock_milliseconds();
 
 		if (left <= 0)
 			return (false);
@@ -194,7 +185,7 @@ backend_cancel(struct backend *backend)
 		if (backend->channel.to != -1)
 			close(backend->channel.to);
 		backend->channel.to = -1;
-		if (!await_end(backend, (long long)kill_after * 1000, false)) {
+		if (!await_end(backend, (int64_t)kill_after * 1000, false)) {
 			child_signal(&backend->child, SIGKILL);
 			await_end(backend, 10000, false);
 		}

@@ -27,7 +27,7 @@ backup_begin(struct job *job, const char *command, enum duty duty)
 	job->saving.is_open = false;
 	if (line == NULL)
 		return (RC_ERROR);
-	if (line->is_repeated) {
+	if (line->is_repeated || line->is_running || line->is_done) {
 		job->duty = duty;
 		converse_fail(job, line, "two Plugin lines of the FileSet are the same: %.1000s", command);
 		return (RC_ERROR);

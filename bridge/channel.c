@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "packet.h"
 
 enum {
@@ -33,15 +33,6 @@ fail(struct channel *channel, enum channel_state state, const char *format, ...)
 	va_end(list);
 	channel->state = state;
 	return (-1);
-}
-
-static long long
-now_milliseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return ((long long)now.tv_sec * 1000 + now.tv_nsec / 1000000);
 }
 
 int
@@ -133,7 +124,7 @@ channel_discard(struct channel *channel)
  * can't be taken is not listened for. The deadline is that of the whole wait; whoever moved a byte makes a new one.
  */
 static int
-wait_ready(struct channel *channel, bool for_reading, bool for_writing, long long deadline)
+wait_ready(struct channel *channel, bool for_reading, bool for_writing, int64_t deadline)
 {
 	for (;;) {
 		struct pollfd descriptors[4] = {
@@ -142,7 +133,7 @@ wait_ready(struct channel *channel, bool for_reading, bool for_writing, long lon
 			{.fd = for_reading ? channel->from : -1, .events = POLLIN},
 			{.fd = for_writing ? channel->to : -1, .events = POLLOUT},
 		};
-		long long left = deadline - now_milliseconds();
+		int64_t left = deadline - clock_milliseconds();
 		int ready;
 
 		if (left <= 0)
@@ -164,10 +155,10 @@ wait_ready(struct channel *channel, bool for_reading, bool for_writing, long lon
 	}
 }
 
-static long long
+static int64_t
 new_deadline(const struct channel *channel)
 {
-	return (now_milliseconds() + (long long)channel->timeout_seconds * 1000);
+	return (clock_milliseconds() + (int64_t)channel->timeout_seconds * 1000);
 }
 
 /* Move what is left to the front; grow, when that is not enough. Returns whether there is room for more now. */
@@ -219,7 +210,7 @@ read_some(struct channel *channel)
 static int
 receive_more(struct channel *channel)
 {
-	long long deadline = 0;
+	int64_t deadline = 0;
 	int came;
 
 	if (!make_room(channel))
@@ -351,7 +342,7 @@ int
 channel_receive_data(struct channel *channel, char *data, size_t size, size_t *count)
 {
 	size_t there = channel->end - channel->start;
-	long long deadline = 0;
+	int64_t deadline = 0;
 
 	if (channel->state != CHANNEL_OPEN)
 		return (-1);
@@ -428,7 +419,7 @@ channel_send(struct channel *channel, char kind, const void *payload, size_t len
 		{.iov_base = (void *)(uintptr_t)payload, .iov_len = length},
 	};
 	struct iovec *piece = pieces;
-	long long deadline = 0;
+	int64_t deadline = 0;
 
 	if (channel->state != CHANNEL_OPEN)
 		return (-1);

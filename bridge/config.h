@@ -2,8 +2,8 @@
 #define PGKEEP_CONFIG_H
 
 /*
- * pgkeep-fd.conf beside the plugin: which backend to run, and as whom. Lines of "key = value"; # begins a comment; without
- * the file every key has its default.
+ * pgkeep-fd.conf beside the plugin: which backend to run, and as whom. Lines of "key = value"; # begins a comment;
+ * without the file every key has its default.
  */
 
 #include <stdbool.h>

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "clock.h"
 #include "daemon.h"
 #include "packet.h"
 
@@ -25,6 +26,14 @@ report(struct job *job, const char *text)
 	if (job->duty == DUTY_QUERY) {
 		text_clear(&job->answer);
 		text_print(&job->answer, "error=%.*s\n", (int)strcspn(text, "\n"), text);
+	} else if (job->duty == DUTY_RESTORE && !job->is_restore_over) {
+		/*
+		 * Not yet fatal: the daemon would end here and now, and wait two minutes for its own connection to close while
+		 * the Storage Daemon still sends (Bacula 15.0.3 with TLS). What comes is passed over, and the job fails at its end.
+		 */
+		message_of_backend(job->context, MESSAGE_ERROR, text);
+		if (job->restore_failed_at == 0)
+			job->restore_failed_at = clock_milliseconds();
 	} else
 		message_of_backend(job->context, converse_severity(job), text);
 }

@@ -74,13 +74,36 @@ whole_characters(const char *text, size_t length)
 	return (length);
 }
 
+/* How many bytes the character at text has; 0 when it is none of UTF-8, as no catalog would take it. */
+static size_t
+character_length(const unsigned char *text)
+{
+	size_t length = text[0] < 0x80 ? 1 : text[0] >= 0xC2 && text[0] < 0xE0 ? 2 : text[0] >= 0xE0 && text[0] < 0xF0 ? 3 :
+	    text[0] >= 0xF0 && text[0] < 0xF5 ? 4 : 0;
+
+	for (size_t i = 1; i < length; i++)
+		if ((text[i] & 0xC0) != 0x80)
+			return (0);
+	/* Written longer than needed, half of a pair, beyond the last. */
+	if ((text[0] == 0xE0 && text[1] < 0xA0) || (text[0] == 0xED && text[1] >= 0xA0) ||
+	    (text[0] == 0xF0 && text[1] < 0x90) || (text[0] == 0xF4 && text[1] >= 0x90))
+		return (0);
+	return (length);
+}
+
 static void
 deliver(struct bacula_context *context, enum message_type type, char *text)
 {
+	size_t length;
+
 	text[whole_characters(text, MESSAGE_BYTES)] = '\0';
-	for (char *byte = text; *byte != '\0'; byte++)
-		if ((unsigned char)*byte < ' ' || *byte == 0x7F)
+	for (unsigned char *byte = (unsigned char *)text; *byte != '\0'; byte += length) {
+		length = character_length(byte);
+		if (length == 0 || *byte < ' ' || *byte == 0x7F) {
 			*byte = '?';
+			length = 1;
+		}
+	}
 	daemon_functions->job_message(context, __FILE__, __LINE__, (int)type, 0, "pgkeep: %s\n", text);
 }
 

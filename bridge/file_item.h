@@ -21,7 +21,7 @@ struct file_item {
 	struct stat status;     /* st_size -1: not known */
 };
 
-/* What stands behind the colon. These return 0, or -1 when it is not of that form; modes that contradict the type are not. */
+/* What stands behind the colon. These return 0, or -1 when it is not of that form, or the mode contradicts the type. */
 int file_item_parse_stat(struct file_item *item, const char *text);
 int file_item_parse_times(struct file_item *item, const char *text);
 

@@ -80,6 +80,8 @@ struct job {
 
 	struct backup_file saving;
 	struct restore_file restoring;
+	int64_t restore_failed_at;      /* by clock_milliseconds, the first failure of a restore; 0: none */
+	bool is_restore_over;           /* everything that the daemon restores has come */
 	struct text kept;               /* prefixes for checkFile, each with a NUL behind */
 	struct text collected;          /* what backends want back at a restore, of all lines so far */
 	bool is_collected_saved;

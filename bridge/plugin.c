@@ -35,7 +35,10 @@ new_plugin(struct bacula_context *context)
 {
 	/* Also called for every console that connects: nothing is started here. */
 	context->plugin = job_new(context);
-	return (context->plugin != NULL ? RC_OK : RC_ERROR);
+	/* An error here would only make the daemon pass over our lines without a word. */
+	if (context->plugin == NULL)
+		message(context, MESSAGE_FATAL, "no memory");
+	return (RC_OK);
 }
 
 static enum rc

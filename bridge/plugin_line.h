@@ -3,8 +3,8 @@
 
 /*
  * What stands in Plugin = "pgkeep: key=value flag other=\"a b\"" of a FileSet. The first colon counts as a blank; blanks
- * separate words; " begins and ends a quoted part anywhere in a word; a backslash takes the next character as it is. A word
- * without = means word=1.
+ * separate words; " begins and ends a quoted part anywhere in a word; a backslash takes the next character as it is. A
+ * word without = means word=1.
  *
  * The daemon's .ls puts " listing=<path>" behind the line, without quotes: from the last of these on, all is path.
  */

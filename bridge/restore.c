@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "conversation.h"
 #include "daemon.h"
 #include "file_item.h"
@@ -14,7 +15,9 @@
 enum {
 	/* Less than this goes as a D packet: cheaper than a slot's way there and back. */
 	SMALL_BYTES = 16 << 10,
-	EXPECTED_CHUNK = 256 << 10
+	EXPECTED_CHUNK = 256 << 10,
+	/* How long a restore that has failed may go on to be read; see report() in conversation.c. */
+	DRAIN_MILLISECONDS = 60000
 };
 
 /* What comes before the first file. */
@@ -128,11 +131,49 @@ done:
 	return (result);
 }
 
+/* The backend reported an error for one file: an error of the job, whose other files go on. */
+static void
+refuse_file(struct job *job, const struct packet *packet)
+{
+	message_of_backend(job->context, MESSAGE_ERROR, packet->bytes);
+	job->restoring.is_refused = true;
+}
+
+/* Say why the file that is open does not come to its end. */
+static void
+fail_file(struct job *job, const char *reason)
+{
+	struct restore_file *file = &job->restoring;
+	struct line *line = job->current;
+	struct packet packet;
+	const char *text;
+
+	if (!file->is_open || line == NULL || !line->is_running)
+		goto done;
+	if (file->has_data) {
+		if (converse_send(job, line, PACKET_END, NULL, 0) != 0)
+			goto done;
+		if (!file->is_refused && converse_receive_answer(job, line, &packet) != 0)
+			goto done;
+		if (!file->is_refused && packet.kind == PACKET_ERROR)
+			refuse_file(job, &packet);
+		else if (!file->is_refused && converse_text(job, line, &packet, &text) != 0)
+			goto done;
+	}
+	if (!file->is_refused)
+		(void)converse_say(job, line, "FAILED:%s", reason);
+
+done:
+	file->is_open = false;
+}
+
 void
 restore_begin(struct job *job, const char *command)
 {
 	struct line *line = job_line(job, command);
 
+	/* Before another line's backend is spoken to. */
+	fail_file(job, "the daemon went on to another file");
 	job->duty = DUTY_RESTORE;
 	job->current = line;
 	if (line == NULL || line->has_failed || line->is_running)
@@ -177,39 +218,6 @@ done:
 	return (result);
 }
 
-/* The backend reported an error for one file: an error of the job, whose other files go on. */
-static void
-refuse_file(struct job *job, const struct packet *packet)
-{
-	message_of_backend(job->context, MESSAGE_ERROR, packet->bytes);
-	job->restoring.is_refused = true;
-}
-
-/* Say why the file that is open does not come to its end. */
-static void
-fail_file(struct job *job, const char *reason)
-{
-	struct restore_file *file = &job->restoring;
-	struct line *line = job->current;
-	struct packet packet;
-	const char *text;
-
-	if (!file->is_open || line == NULL || !line->is_running)
-		goto done;
-	if (file->has_data) {
-		if (converse_send(job, line, PACKET_END, NULL, 0) != 0)
-			goto done;
-		if (!file->is_refused && (converse_receive_answer(job, line, &packet) != 0 ||
-		    (packet.kind != PACKET_ERROR && converse_text(job, line, &packet, &text) != 0)))
-			goto done;
-	}
-	if (!file->is_refused)
-		(void)converse_say(job, line, "FAILED:%s", reason);
-
-done:
-	file->is_open = false;
-}
-
 void
 restore_create_file(struct job *job, struct restore_packet *packet)
 {
@@ -226,6 +234,14 @@ restore_create_file(struct job *job, struct restore_packet *packet)
 	}
 	packet->create_status = CREATE_ERROR;
 	fail_file(job, "the daemon went on to another file");
+	if (line != NULL && line->has_failed) {
+		packet->create_status = CREATE_SKIP;
+		if (job->restore_failed_at != 0 && clock_milliseconds() - job->restore_failed_at > DRAIN_MILLISECONDS) {
+			job->restore_failed_at = 0;
+			message(job->context, MESSAGE_FATAL, "the restore has failed; what else comes is not waited for");
+		}
+		return;
+	}
 	if (line == NULL || !line->is_running || packet->ofname == NULL)
 		return;
 	if (job_is_cancelled(job))
@@ -448,6 +464,7 @@ restore_end(struct job *job)
 	if (!is_over)
 		fail_file(job, "the daemon ended the restore");
 	job->restoring.is_open = false;
+	job->is_restore_over = true;
 	for (struct line *line = job->lines; line != NULL; line = line->next) {
 		if (!line->is_running)
 			continue;
@@ -460,4 +477,6 @@ restore_end(struct job *job)
 		if (converse_say(job, line, "FINISH") == 0 && converse_expect_end(job, line) == 0)
 			(void)converse_finish(job, line);
 	}
+	if (!job_is_cancelled(job) && job->restore_failed_at != 0)
+		message(job->context, MESSAGE_FATAL, "the restore has failed: see the first error of pgkeep's above");
 }

@@ -36,6 +36,12 @@ def note(text: str) -> None:
     events.flush()
 
 
+def ready() -> None:
+    """Let the test go on, which waits for this."""
+    with open(f"{script}.ready", "w", encoding="utf-8"):
+        pass
+
+
 def receive() -> tuple[str, bytes]:
     """Return kind and payload of the next packet."""
     header = read_exactly(8)

@@ -54,6 +54,7 @@ static int spoiled;             /* which packet is given a wrong size, by letter
 static char cancel_point[32];
 static int cancel_countdown;
 static int cancel_delay;
+static char cancel_file[4096];
 static pthread_t canceller;
 static bool is_cancelling;
 
@@ -230,6 +231,9 @@ cancel_later(void *nothing)
 	struct bacula_event event = {.type = EVENT_CANCEL};
 
 	(void)nothing;
+	/* A moment, or when a backend says by a file that it is where it should be. */
+	while (cancel_file[0] != '\0' && access(cancel_file, F_OK) != 0)
+		usleep(1000);
 	nanosleep(&delay, NULL);
 	plugin->handle_event(&context, &event, NULL);
 	set_cancelled();
@@ -592,6 +596,7 @@ obey(char **words, int count)
 		snprintf(cancel_point, sizeof(cancel_point), "%s", words[1]);
 		cancel_countdown = atoi(words[2]);
 		cancel_delay = atoi(words[3]);
+		snprintf(cancel_file, sizeof(cancel_file), "%s", count > 4 ? words[4] : "");
 	} else if (strcmp(order, "cancel") == 0) {
 		event(EVENT_CANCEL, NULL);
 		set_cancelled();

@@ -1,7 +1,7 @@
 /*
- * The parts of the bridge that need no daemon: packets, numbers, attributes, Plugin lines, what is collected for a restore.
- * The packets come from tests/wire/vectors/packets.json, which the backend's tests read as well; vectors.py makes vectors.inc
- * of it.
+ * The parts of the bridge that need no daemon: packets, numbers, attributes, Plugin lines, what is collected for a
+ * restore. The packets come from tests/wire/vectors/packets.json, which the backend's tests read as well; vectors.py makes
+ * vectors.inc of it.
  */
 
 #include <stdio.h>
@@ -139,9 +139,10 @@ test_plugin_lines(void)
 		const char *line;
 		bool may_list;
 		const char *pairs;
-	} rows[] = {{"pgkeep:", false, ""}, {"pgkeep: ", false, ""}, {"pgkeep:a", false, "a=1|"}, {"pgkeep: a=b c  d=e=f", false,
-	    "a=b|c=1|d=e=f|"}, {"pgkeep: \"a=b c\"", false, "a=b c|"}, {"pgkeep: a=\"b\"c", false, "a=bc|"}, {"pgkeep: a=b\\ c", false,
-	    "a=b c|"}, {"pgkeep: a=\\\"b", false, "a=\"b|"}, {"pgkeep: a=\"\"", false, "a=|"}, {"pgkeep: a=c:\\\\x", false, "a=c:\\x|"},
+	} rows[] = {{"pgkeep:", false, ""}, {"pgkeep: ", false, ""}, {"pgkeep:a", false, "a=1|"},
+	    {"pgkeep: a=b c  d=e=f", false, "a=b|c=1|d=e=f|"}, {"pgkeep: \"a=b c\"", false, "a=b c|"},
+	    {"pgkeep: a=\"b\"c", false, "a=bc|"}, {"pgkeep: a=b\\ c", false, "a=b c|"}, {"pgkeep: a=\\\"b", false, "a=\"b|"},
+	    {"pgkeep: a=\"\"", false, "a=|"}, {"pgkeep: a=c:\\\\x", false, "a=c:\\x|"},
 	    {"pgkeep:\ta=b", false, "a=b|"}, {"pgkeep: \"a b\"", false, "a b=1|"}, {"pgkeep: =", false, NULL},
 	    {"pgkeep: \"\"", false, NULL}, {"pgkeep: \"a", false, NULL}, {"pgkeep: a\\", false, NULL}, {"pgkeep: a=\n", false, NULL},
 	    {"pgkeep: listing=/a b", false, "listing=/a|b=1|"}, {"pgkeep: listing=/a b", true, "listing=/a b|"},

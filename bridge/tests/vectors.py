@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the packet vectors that Python and C share, ``tests/wire/vectors/packets.json``, as rows of a C table."""
+"""Write the packet vectors that Python and C share, ``tests/wire/vectors/packets.json``, as rows of a C table."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def row(vector: dict[str, str]) -> str:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2] / "tests/wire/vectors/packets.json")
-    print("\n".join(row(vector) for vector in json.loads(path.read_text(encoding="utf-8"))))
+    sys.stdout.writelines(f"{row(vector)}\n" for vector in json.loads(path.read_text(encoding="utf-8")))

@@ -23,12 +23,12 @@ MakeDaemon = Callable[..., FakeDaemon]
 
 
 @pytest.fixture(scope="session", params=["sanitizers", "valgrind"])
-def care(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, str]]:
+def care(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """The plugin and the daemon, built for the sanitizers or for valgrind."""
     if request.param == "valgrind" and not shutil.which("valgrind"):
         pytest.skip("valgrind is not installed")
     directory = tmp_path_factory.mktemp(request.param)
-    yield (*build(directory, sanitized=request.param == "sanitizers"), request.param)
+    return (*build(directory, sanitized=request.param == "sanitizers"), request.param)
 
 
 @pytest.fixture

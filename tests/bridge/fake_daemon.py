@@ -1,6 +1,8 @@
 """
-The stand-in for the File Daemon, driven from here: ``bridge/tests/daemon.c`` loads the plugin, built with sanitizers or
-run under valgrind, and makes the daemon's calls; ``bridge/tests/backend.py`` is the backend, scripted by each test.
+The stand-in for the File Daemon, driven from here.
+
+``bridge/tests/daemon.c`` loads the plugin, built with sanitizers or run under valgrind, and makes the daemon's calls;
+``bridge/tests/backend.py`` is the backend, scripted by each test.
 """
 
 from __future__ import annotations
@@ -216,9 +218,7 @@ class FakeDaemon:
         )
 
     def close(self) -> None:
-        """
-        Free the context, end the daemon, and look that it left nothing: no descriptor, no memory, no process, no file.
-        """
+        """Free the context, end the daemon, and look that it left no descriptor, memory, process or file."""
         if self.information:
             [freed] = self.order("free")
             assert freed == ["freed", self.loaded[2], "0"], "descriptors or memory of the daemon are left"

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a row of a table, a line of a script of the backend: one line each
 """Backups: what the backend says is what the daemon saves, and whatever is missing is a fatal error."""
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ def test_job_and_parameters_reach_the_backend(daemon: FakeDaemon) -> None:
     daemon.order("number", 9, 1)
     daemon.order("value-event", 13, 4102444800)
     command = 'pgkeep:mode=dump flag  database="a b" x=\\"q\\" y="1\\\\2"'
-    daemon.backup("begin('BackupStart')\n[note(k) for k in JOB + PARAMETERS]\nsend('F')\nend()\n", command=command, level="I")
+    daemon.backup(
+        "begin('BackupStart')\n[note(k) for k in JOB + PARAMETERS]\nsend('F')\nend()\n", command=command, level="I"
+    )
     ring = [line for line in daemon.seen if line.startswith("Ring=")]
     assert daemon.seen == [
         "Name=Nightly.2026-11-20_21.56.35_03",
@@ -56,7 +59,7 @@ def test_environment_of_the_backend(daemon: FakeDaemon) -> None:
         note(str(os.getpgid(0) == os.getpid()))
         note(os.getcwd())
         links = [os.readlink(f'/proc/self/fd/{f}') for f in range(60) if os.path.islink(f'/proc/self/fd/{f}')]
-        note(' '.join(sorted({link.split(':')[0] for link in links if not link.startswith(os.path.dirname(script))}))) 
+        note(' '.join(sorted({link.split(':')[0] for link in links if not link.startswith(os.path.dirname(script))})))
         note(next(line for line in open('/proc/self/status') if line.startswith('SigBlk')).split()[1])
         note(next(line for line in open('/proc/self/status') if line.startswith('SigIgn')).split()[1])
         send('F')
@@ -151,7 +154,7 @@ def test_data_through_ring_and_pipe(daemon: FakeDaemon, read_size: int) -> None:
 
 
 def test_without_ring(daemon: FakeDaemon) -> None:
-    """ring = no leaves the key out, and D packets do as well."""
+    """Ring = no leaves the key out, and D packets do as well."""
     daemon.add_settings("ring = no")
     daemon.backup("begin('BackupStart')\nnote(str(RING))\nfile('/@postgresql/a', b'x' * 999_999)\nsend('F')\nend()\n")
     assert daemon.seen == ["[]"]
@@ -192,9 +195,18 @@ def test_objects(daemon: FakeDaemon) -> None:
     ]
     assert (daemon.out / "data-1").read_bytes() == b"a=@STR@\n"
     assert (daemon.out / "data-5").read_bytes() == b"%d 5\n%shead\0" % (len(COMMAND), COMMAND.encode())
-    assert ["plugin-object", "/@postgresql/a", "Database", "PostgreSQL", "my base", "-", "-", "123456789012", "T", "3"] in (
-        daemon.answers
-    )
+    assert [
+        "plugin-object",
+        "/@postgresql/a",
+        "Database",
+        "PostgreSQL",
+        "my base",
+        "-",
+        "-",
+        "123456789012",
+        "T",
+        "3",
+    ] in (daemon.answers)
     assert daemon.seen == ["0"]
     assert daemon.status == "R"
 
@@ -310,6 +322,7 @@ def test_messages(daemon: FakeDaemon) -> None:
             send(kind, kind + ' %s %n\\tsays\\nthis helps\\nthat too\\n')
         send('I', '')
         send('I', 'ä' * 1500)
+        send('I', bytes.fromhex('ff2061c320e282ac20eda08020c0af20f09f988020f49080802000207f20e282'))
         send('F')
         end()
         """
@@ -320,6 +333,7 @@ def test_messages(daemon: FakeDaemon) -> None:
     ]
     assert daemon.messages[9] == (INFO, "(nothing said)")
     assert daemon.messages[10][1] == "ä" * 950
+    assert daemon.messages[11][1] == "? a? € ??? ?? 😀 ???? ? ? ??"
     assert daemon.status == "R"
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a row of a table, a line of a script of the backend: one line each
 """Cancelling: from another thread, at any moment, and at once."""
 
 from __future__ import annotations
@@ -31,7 +32,17 @@ end()
 @pytest.mark.parametrize("after_milliseconds", [0, 3])
 @pytest.mark.parametrize(
     ("point", "count"),
-    [("command", 1), ("start", 1), ("start", 2), ("open", 1), ("read", 1), ("read", 20), ("close", 2), ("end", 1), ("end", 3)],
+    [
+        ("command", 1),
+        ("start", 1),
+        ("start", 2),
+        ("open", 1),
+        ("read", 1),
+        ("read", 20),
+        ("close", 2),
+        ("end", 1),
+        ("end", 3),
+    ],
 )
 def test_backup_is_cancelled(daemon: FakeDaemon, point: str, count: int, after_milliseconds: int) -> None:
     """Wherever the job's thread is, it comes back, says nothing, and leaves no process."""
@@ -60,11 +71,11 @@ def test_wait_for_the_backend_is_cancelled(daemon: FakeDaemon, place: str, signa
     """A wait for a backend that hangs ends at once; one that heeds SIGTERM is not killed, one that ignores it is."""
     daemon.add_settings("timeout = 60", f"kill_after = {1 if signals == 'ignored' else 20}")
     wait = (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nready()\nwhile True: time.sleep(1)"
         if signals == "ignored"
-        else "signal.signal(signal.SIGTERM, lambda *_: sys.exit(note('terminated')))\ntime.sleep(1000)"
+        else "signal.signal(signal.SIGTERM, lambda *_: sys.exit(note('terminated')))\nready()\ntime.sleep(1000)"
     )
-    daemon.order("cancel-at", "command", 1, 600)
+    daemon.order("cancel-at", "command", 1, 0, f"{daemon.script}.ready")
     started = time.monotonic()
     daemon.backup(WAITS[place].replace("WAIT", wait))
     assert time.monotonic() - started < 15
@@ -75,11 +86,12 @@ def test_wait_for_the_backend_is_cancelled(daemon: FakeDaemon, place: str, signa
 
 def test_backend_is_told(daemon: FakeDaemon) -> None:
     """A backend that listens hears CANCEL, and has time to put things in order."""
-    daemon.order("cancel-at", "command", 1, 600)
+    daemon.order("cancel-at", "command", 1, 0, f"{daemon.script}.ready")
     daemon.backup(
         """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         begin('BackupStart')
+        ready()
         note(expect('C'))
         send('I', 'stopping the backup\\n' * 10000)
         time.sleep(0.3)
@@ -92,13 +104,14 @@ def test_backend_is_told(daemon: FakeDaemon) -> None:
 
 def test_children_end_too(daemon: FakeDaemon) -> None:
     """What the backend started ends with it."""
-    daemon.order("cancel-at", "command", 1, 600)
+    daemon.order("cancel-at", "command", 1, 0, f"{daemon.script}.ready")
     daemon.backup(
         """
         import subprocess
         begin('BackupStart')
         note(f'child {subprocess.Popen(["sleep", "1000"]).pid}')
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        ready()
         time.sleep(1000)
         """
     )
@@ -106,7 +119,9 @@ def test_children_end_too(daemon: FakeDaemon) -> None:
     assert daemon.messages == []
 
 
-@pytest.mark.parametrize(("point", "count"), [("restore-command", 1), ("create", 1), ("write", 1), ("write", 50), ("close", 1)])
+@pytest.mark.parametrize(
+    ("point", "count"), [("restore-command", 1), ("create", 1), ("write", 1), ("write", 50), ("close", 1)]
+)
 def test_restore_is_cancelled(daemon: FakeDaemon, point: str, count: int) -> None:
     """A restore comes back from wherever it is."""
     daemon.order("cancel-at", point, count, 0)
@@ -121,7 +136,9 @@ def test_restore_is_cancelled(daemon: FakeDaemon, point: str, count: int) -> Non
 
 def test_finish_is_cancelled(daemon: FakeDaemon) -> None:
     """The long wait for what a restore starts at its end can be cancelled."""
-    daemon.begin_restore("begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files(finish=False)\ntime.sleep(1000)\n")
+    daemon.begin_restore(
+        "begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files(finish=False)\ntime.sleep(1000)\n"
+    )
     daemon.restore_file("/target/@postgresql/a", b"x")
     daemon.order("cancel-at", "close", 1, 500)
     daemon.restore_file("/target/@postgresql/b", b"x")
@@ -148,7 +165,9 @@ def test_cancelled_twice(daemon: FakeDaemon) -> None:
 def test_context_is_freed_with_a_backend_that_hangs(daemon: FakeDaemon) -> None:
     """When the daemon only frees the context, as after an error of its own, the backend still ends, and soon."""
     daemon.add_settings("kill_after = 1")
-    daemon.say("begin('BackupStart')\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nfile('/a', b'1')\nwhile True: time.sleep(1)\n")
+    daemon.say(
+        "begin('BackupStart')\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nfile('/a', b'1')\nwhile True: time.sleep(1)\n"
+    )
     daemon.order("event", 20, COMMAND)
     daemon.order("stop-reading", 0)
     daemon.order("spoil", "i")

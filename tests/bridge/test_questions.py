@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a row of a table, a line of a script of the backend: one line each
 """Estimates, listings and questions from a console."""
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def test_estimate(daemon: FakeDaemon) -> None:
     ("line", "parameters"),
     [
         ("pgkeep: listing=/", ["listing=/"]),
-        ("pgkeep: mode=dump listing=/a b \"c", ["mode=dump", 'listing=/a b "c']),
+        ('pgkeep: mode=dump listing=/a b "c', ["mode=dump", 'listing=/a b "c']),
         ("pgkeep: mode=dump listing=/ listing=/x\\y", ["mode=dump", "listing=/", "listing=/x\\y"]),
         ("pgkeep: listing=", ["listing="]),
     ],
@@ -46,7 +47,9 @@ def test_estimate(daemon: FakeDaemon) -> None:
 def test_listing(daemon: FakeDaemon, line: str, parameters: list[str]) -> None:
     """What stands behind the last listing= is the path, blanks and quotation marks and all."""
     daemon.order("number", 4, 73)
-    daemon.say(f"begin('ListingStart')\n[note(key) for key in PARAMETERS]\nassert not any(k.startswith('Level') for k in JOB)\n{FILES}")
+    daemon.say(
+        f"begin('ListingStart')\n[note(key) for key in PARAMETERS]\nassert not any(k.startswith('Level') for k in JOB)\n{FILES}"
+    )
     daemon.order("event", 20, line)
     daemon.order("estimate", line)
     assert daemon.seen == parameters
@@ -89,7 +92,10 @@ def test_query(daemon: FakeDaemon) -> None:
 @pytest.mark.parametrize(
     ("script", "answer"),
     [
-        ("begin('QueryStart')\nsend('E', 'unknown parameter\\nsee the manual\\n')\nreceive()\n", "error=unknown parameter%0a"),
+        (
+            "begin('QueryStart')\nsend('E', 'unknown parameter\\nsee the manual\\n')\nreceive()\n",
+            "error=unknown parameter%0a",
+        ),
         ("begin('QueryStart')\nsys.exit(3)\n", "error=the backend ended (exit status 3)%0a"),
         ("sys.exit(3)\n", "error=the backend ended (exit status 3)%0a"),
     ],
@@ -109,5 +115,5 @@ def test_console_that_asks_nothing(daemon: FakeDaemon) -> None:
 
 
 def test_callbacks_without_a_job(daemon: FakeDaemon) -> None:
-    """checkFile answers exactly: a name that no backend asked to keep is gone."""
+    """CheckFile answers exactly: a name that no backend asked to keep is gone."""
     assert daemon.order("check-file", "/@postgresql/pitr/x") == [["checked", "0"]]

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a row of a table, a line of a script of the backend: one line each
 """Restores: every byte reaches the backend, what fails is said, and the daemon never writes a file itself."""
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from tests.bridge.fake_daemon import COMMAND, ERROR, FATAL, INFO, FakeDaemon
 
 TAKE = "begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files()\nend()\n"
 NAME = "/target/@postgresql/a"
+AT_THE_END = (FATAL, "the restore has failed: see the first error of pgkeep's above")
+"""A failed restore is read to its end before it becomes fatal: the daemon would wait for its own connections first."""
 
 
 def end(daemon: FakeDaemon) -> None:
@@ -26,7 +29,9 @@ def created(daemon: FakeDaemon) -> list[str]:
 
 def test_job_of_a_restore(daemon: FakeDaemon) -> None:
     """The backend is told where to, what to replace, and nothing of levels."""
-    daemon.begin_restore("begin('RestoreStart')\n[note(key) for key in JOB]\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files()\nend()\n")
+    daemon.begin_restore(
+        "begin('RestoreStart')\n[note(key) for key in JOB]\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files()\nend()\n"
+    )
     daemon.restore_file(NAME, b"x")
     end(daemon)
     assert daemon.seen[:5] == [
@@ -85,7 +90,9 @@ def test_options_and_objects(daemon: FakeDaemon) -> None:
     path = daemon.directory / "object"
     first, second = "pgkeep: mode=pitr", "pgkeep: mode=dump"
     for job, word in ((3, b"full"), (5, b"incr")):
-        path.write_bytes(b"".join(b"%d %d\n%s%s" % (len(c), len(word) + 1, c.encode(), word + b"\0") for c in (first, second)))
+        path.write_bytes(
+            b"".join(b"%d %d\n%s%s" % (len(c), len(word) + 1, c.encode(), word + b"\0") for c in (first, second))
+        )
         daemon.order("object", 25, "pgkeep", job, second, path)
     path.write_bytes(b"# text\nx=1\n")
     daemon.order("object", 28, "RestoreOptions", 9, first, path)
@@ -136,7 +143,9 @@ def test_options_and_objects(daemon: FakeDaemon) -> None:
         ["RESTOREOBJ:pgkeep", "RESTOREOBJ_LEN:5", f"RESTOREOBJ_JOB:{job}", f"('D', b'{word}\\x00')"]
         for job, word in ((3, "full"), (5, "incr"))
     ]
-    expected = repr(b"".join(b"%d 1700000000 0 /@postgresql/pitr/%d\0" % (number * 1000, number) for number in range(3)))
+    expected = repr(
+        b"".join(b"%d 1700000000 0 /@postgresql/pitr/%d\0" % (number * 1000, number) for number in range(3))
+    )
     seen = daemon.seen
     head = [f"RESTOREOPTIONS:{first}", repr(b"# text\nx=1\n"), *blobs[0], *blobs[1], expected]
     assert seen[: len(head)] == head
@@ -171,7 +180,9 @@ def test_many_expected_files(daemon: FakeDaemon) -> None:
 
 def test_skipped_files(daemon: FakeDaemon) -> None:
     """SKIP leaves a file out; a later record of attributes is passed over without asking."""
-    daemon.begin_restore("begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files('SKIP')\nend()\n")
+    daemon.begin_restore(
+        "begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files('SKIP')\nend()\n"
+    )
     daemon.restore_file(NAME, b"hello")
     daemon.restore_file(NAME, b"hello", stream=37)
     end(daemon)
@@ -277,15 +288,18 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage(daemon: FakeDaemon, name: str) -> None:
-    """After a backend failed every file of its line is refused: none is written by the daemon itself."""
+    """After a backend failed every file of its line is passed over: none is written by the daemon itself."""
     script, message = DAMAGE[name]
-    daemon.begin_restore(f"begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\nexpect('C'); block()\n{script}\n")
+    daemon.begin_restore(
+        f"begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\nexpect('C'); block()\n{script}\n"
+    )
     daemon.restore_file(NAME, b"hello")
     daemon.order("number", 7, ord("R"))  # as if the daemon went on all the same
     daemon.restore_file(NAME, b"hello")
     end(daemon)
-    assert created(daemon) == ["2", "2"]
-    assert daemon.messages == [(FATAL, message)]
+    assert created(daemon) == ["2", "1"]
+    assert daemon.messages == [(ERROR, message), AT_THE_END]
+    assert daemon.status == "f"
     assert len(daemon.pids()) == 1
 
 
@@ -305,8 +319,8 @@ def test_backend_that_dies_while_data_is_sent(daemon: FakeDaemon, place: str) ->
     )
     daemon.restore_file(NAME, b"x" * 30_000_000)
     end(daemon)
-    [(kind, text)] = daemon.messages
-    assert kind == FATAL
+    [(kind, text), last] = daemon.messages
+    assert (kind, last) == (ERROR, AT_THE_END)
     assert text in ("the backend ended (signal 9)", "the backend stopped listening (signal 9)")
     assert daemon.status == "f"
 
@@ -324,7 +338,7 @@ def test_backend_that_holds_all_slots(daemon: FakeDaemon) -> None:
     )
     daemon.restore_file(NAME, b"x" * 30_000_000)
     end(daemon)
-    assert daemon.messages == [(FATAL, "the backend was silent for 1 seconds")]
+    assert daemon.messages == [(ERROR, "the backend was silent for 1 seconds"), AT_THE_END]
 
 
 def test_messages_while_data_is_sent(daemon: FakeDaemon) -> None:
@@ -362,7 +376,9 @@ def test_messages_while_data_is_sent(daemon: FakeDaemon) -> None:
 )  # fmt: skip
 def test_failed_finish(daemon: FakeDaemon, script: str, message: str) -> None:
     """What goes wrong when all has come is a fatal error."""
-    daemon.begin_restore(f"begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files(finish=False)\n{script}\n")
+    daemon.begin_restore(
+        f"begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files(finish=False)\n{script}\n"
+    )
     daemon.restore_file(NAME, b"hello")
     end(daemon)
     assert daemon.messages == [(FATAL, message)]
@@ -374,11 +390,15 @@ def test_failed_start(daemon: FakeDaemon) -> None:
     daemon.begin_restore("begin('')\nexpect('C', 'RestoreStart')\nsend('E', 'target is not empty\\n')\nreceive()\n")
     daemon.restore_file(NAME, b"hello")
     end(daemon)
-    assert created(daemon) == ["2"]
-    assert daemon.messages == [(FATAL, "target is not empty")]
+    assert created(daemon) == ["1"]
+    assert daemon.messages == [(ERROR, "target is not empty"), AT_THE_END]
+    assert daemon.status == "f"
 
 
-@pytest.mark.parametrize("content", [b"x", b"3 4\npgkfourmore", b"3 5\npgkfour", b"3\npgk", b"-1 5\npgkfours", b"99999999999999999999999 1\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"x", b"3 4\npgkfourmore", b"3 5\npgkfour", b"3\npgk", b"-1 5\npgkfours", b"99999999999999999999999 1\n"],
+)
 def test_damaged_object(daemon: FakeDaemon, content: bytes) -> None:
     """A restore object that cannot be taken apart fails the restore."""
     path = daemon.directory / "object"
