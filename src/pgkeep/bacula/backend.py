@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import traceback
+from types import TracebackType
 
 from pgkeep import __version__
 from pgkeep.bacula.channel import Channel
@@ -25,6 +27,7 @@ def main() -> None:
     if sys.argv[1:]:
         sys.stderr.write("pgkeep-backend takes no arguments but --version: Bacula's File Daemon runs it\n")
         sys.exit(UsageError.exit_status)
+    _keep_quiet()
     read_fd, write_fd = _take_descriptors()
     channel = Channel(read_fd, write_fd)
     interruption = Interruption(read_fd, write_fd)
@@ -75,17 +78,31 @@ def _report(channel: Channel, error: PgkeepError) -> None:
 
 def _report_crash(channel: Channel, error: Exception) -> None:
     """Tell where pgkeep failed; never with the error's own words, in which there may be a secret."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    place = f"{os.path.basename(last[0].filename)}, line {last[0].lineno}" if last else "an unknown place"
-    frames = [
-        f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
-        for frame in traceback.extract_tb(error.__traceback__)
-    ]
+    places = _places(error.__traceback__)
     with contextlib.suppress(PgkeepError):
         channel.fatal(
-            f"internal error: {type(error).__name__} in {place}\n"
-            f"this is a fault of pgkeep {__version__}; please report it with this line: {' < '.join(reversed(frames))}"
+            f"internal error: {type(error).__name__} in {places[-1] if places else 'an unknown place'}\n"
+            f"this is a fault of pgkeep {__version__}; please report it with this line: {' < '.join(reversed(places))}"
         )
+
+
+def _keep_quiet() -> None:
+    """Let no traceback reach standard error, which the bridge puts into the job's log: it may show a secret."""
+
+    def tell(kind: type[BaseException] | None, trace: TracebackType | None) -> None:
+        if kind is not None and not issubclass(kind, PgkeepError | KeyboardInterrupt):
+            place = _places(trace)[-1:] or ["an unknown place"]
+            sys.stderr.write(f"internal error: {kind.__name__} in {place[0]}\n")
+
+    sys.excepthook = lambda kind, _, trace: tell(kind, trace)
+    threading.excepthook = lambda told: tell(told.exc_type, told.exc_traceback)
+    sys.unraisablehook = lambda told: tell(told.exc_type, told.exc_traceback)
+
+
+def _places(trace: TracebackType | None) -> list[str]:
+    """Return where each frame of *trace* is, outermost first."""
+    frames = traceback.extract_tb(trace)
+    return [f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def _take_descriptors() -> tuple[int, int]:

@@ -23,6 +23,9 @@ from pgkeep.errors import JobCancelled
 LEAVE_SECONDS = 8.0
 """How long the main thread may take to leave; the bridge waits a little longer before it kills."""
 
+INSIST_SECONDS = 4.0
+"""When it is told once more."""
+
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _PAUSE_SECONDS = 0.1
 
@@ -52,6 +55,8 @@ class Interruption:
         self._write_fd = write_fd
         self._is_over = threading.Event()
         self._is_leaving = threading.Event()
+        self._has_raised = False
+        self._insists = False
 
     def begin(self) -> None:
         """Take the signals, and watch the bridge's ends of the pipes."""
@@ -80,6 +85,10 @@ class Interruption:
     def _take_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what the interpreter calls
         if self._is_over.is_set() or self._is_leaving.is_set():
             return
+        # Once is enough: what it holds is being let go, and must not be disturbed in that.
+        if self._has_raised and not self._insists:
+            return
+        self._has_raised, self._insists = True, False
         if not self.reason:
             self.reason = "the daemon is gone" if number == signal.SIGHUP else "the job was cancelled"
             threading.Thread(target=self._see_to_it, name="end", daemon=True).start()
@@ -87,12 +96,13 @@ class Interruption:
 
     def _see_to_it(self) -> None:
         # An exception raised in a place that swallows it (a destructor) is raised again.
-        for _ in range(int(LEAVE_SECONDS / 1.0)):
-            if self._is_over.wait(1.0):
-                return
-            if not self._is_leaving.is_set():
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        if self._is_over.wait(INSIST_SECONDS):
+            return
+        self._insists = True
+        with contextlib.suppress(ProcessLookupError):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        if self._is_over.wait(LEAVE_SECONDS - INSIST_SECONDS):
+            return
         os._exit(JobCancelled.exit_status)
 
     def _watch_pipes(self) -> None:
