@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import archive_get, archive_push, physical
+from bench import archive_get, archive_push, bacula, physical
 from bench.lab import Result, say
 
 ARCHIVE_BENCHES: dict[str, Callable[[Path], Result]] = {
     "archive-push": archive_push.run,
     "archive-get": archive_get.run,
 }
-NAMES = (*physical.BENCHES, *ARCHIVE_BENCHES)
+NAMES = (*physical.BENCHES, *ARCHIVE_BENCHES, *bacula.BENCHES)
 
 
 def main(wanted: list[str]) -> int:
@@ -41,6 +41,12 @@ def _results(wanted: list[str]) -> Iterator[Result]:
             for name in chosen:
                 say(f"bench: {name}")
                 yield physical.BENCHES[name](bench)
+    chosen = [name for name in wanted if name in bacula.BENCHES]
+    if chosen:
+        with _workdir() as workdir, bacula.bacula_bench(workdir) as through_bacula:
+            for name in chosen:
+                say(f"bench: {name}")
+                yield bacula.BENCHES[name](through_bacula)
     for name in wanted:
         if name in ARCHIVE_BENCHES:
             say(f"bench: {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 DRIVES = 3
@@ -95,6 +95,9 @@ Pool {{ Name = Second; Pool Type = Backup; AutoPrune = no; Recycle = no; Label F
 }}
 Pool {{ Name = Small; Pool Type = Backup; AutoPrune = no; Recycle = no; Label Format = "small-"
   Maximum Volume Bytes = 4 M
+}}
+Pool {{ Name = Single; Pool Type = Backup; AutoPrune = no; Recycle = no; Label Format = "single-"
+  Maximum Volume Jobs = 1
 }}
 FileSet {{ Name = Nothing; Include {{ Options {{ signature = XXHASH64 }} File = "{self.configuration}/query.sql" }} }}
 Job {{
@@ -221,6 +224,7 @@ class JobDefinition:
         options: Of the FileSet's Include, a directive each.
         accurate: Accurate.
         more: Directives of the Job, a line each.
+        excluded: Plain files and directories to leave out.
     """
 
     name: str
@@ -228,7 +232,8 @@ class JobDefinition:
     files: Sequence[str] = ()
     options: Sequence[str] = ("signature = XXHASH64",)
     accurate: bool = True
-    more: Sequence[str] = field(default=())
+    more: Sequence[str] = ()
+    excluded: Sequence[str] = ()
 
     @property
     def fileset(self) -> str:
@@ -239,13 +244,15 @@ class JobDefinition:
         """Return both resources."""
         lines = [f"    File = {quoted(path)}" for path in self.files]
         lines += [f"    Plugin = {quoted(line)}" for line in self.plugins]
+        excluded = "".join(f"    File = {quoted(path)}\n" for path in self.excluded)
         return "\n".join(
             [
                 f"FileSet {{\n  Name = {self.fileset}\n  Ignore FileSet Changes = yes\n  Include {{\n    Options {{",
                 *(f"      {option}" for option in self.options),
                 "    }",
                 *lines,
-                f"  }}\n}}\nJob {{\n  Name = {self.name}\n  JobDefs = Backup\n  FileSet = {self.fileset}",
+                f"  }}\n  Exclude {{\n{excluded}  }}\n}}",
+                f"Job {{\n  Name = {self.name}\n  JobDefs = Backup\n  FileSet = {self.fileset}",
                 f"  Accurate = {'yes' if self.accurate else 'no'}",
                 *(f"  {line}" for line in self.more),
                 "}\n",
