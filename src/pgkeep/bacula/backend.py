@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ from pgkeep.bacula.interruption import Interrupted, Interruption
 from pgkeep.bacula.session import converse
 from pgkeep.errors import ChannelClosed, PgkeepError, SettingsError, UsageError
 
+PIPE_BYTES = 1 << 20
 CRASH_STATUS = 70
 """Exit status after a fault of pgkeep's own."""
 
@@ -108,6 +110,9 @@ def _places(trace: TracebackType | None) -> list[str]:
 def _take_descriptors() -> tuple[int, int]:
     """Return the conversation's descriptors; nothing else may write to standard output, or read standard input."""
     read_fd, write_fd = os.dup(0), os.dup(1)
+    # The default of 64 KiB makes both sides take turns; a refusal leaves it as it is.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     # Whatever a library prints goes where the bridge reads complaints.
