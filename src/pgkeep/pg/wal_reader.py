@@ -162,7 +162,8 @@ class WalReader:
             walk.skipped_to = result
             return True
         if reason not in (WalkEnd.PIECE_END, WalkEnd.OPEN):
-            self._stop(piece, walk, reason, at=record.lsn, left=left)
+            held = len(gather(piece[: walk.page], walk.header_bytes(0), left, walk)) if walk.page else 0
+            self._stop(piece, walk, reason, at=record.lsn, left=left - held)
             return False
         content = record.content
         if content:
@@ -198,7 +199,7 @@ class WalReader:
     def _walk(self, piece: bytes, walk: Walk, events: list[Event]) -> None:
         if walk.skipped_to == 0 and self._ended_cleanly and PAGE_HEADER.unpack_from(piece)[1] & FIRST_IS_CONTRECORD:
             walk.end = 0
-            self._stop(piece, walk, WalkEnd.CONTINUATION, at=Lsn(walk.lsn))
+            self._stop(piece, walk, WalkEnd.CONTINUATION, at=Lsn(walk.lsn), left=0)
             return
         found = walk_wal(piece, walk)
         self._page_timeline = walk.page_timeline
@@ -249,7 +250,7 @@ class WalReader:
             if event is not None:
                 append(event)
 
-    def _stop(self, piece: bytes, walk: Walk, reason: WalkEnd, *, at: Lsn, left: int = 0) -> None:
+    def _stop(self, piece: bytes, walk: Walk, reason: WalkEnd, *, at: Lsn, left: int | None = None) -> None:
         """End here: what is at *at* is no whole record."""
         self.end = at
         page = Lsn(walk.lsn + walk.page)
@@ -265,7 +266,7 @@ class WalReader:
             length = int.from_bytes(piece[walk.end : walk.end + 4], "little")
             trouble = _crc_trouble(at, gather(piece, walk.end, length, walk))
         else:
-            trouble = _page_trouble(piece, walk, reason, left=left)
+            trouble = _page_trouble(piece, walk, reason, left=_left_at(piece, walk) if left is None else left)
         self._fail(reason, trouble)
 
     def _fail(self, reason: WalkEnd, trouble: str) -> None:
@@ -288,14 +289,13 @@ def _crc_trouble(lsn: Lsn, record: bytes) -> str:
     return f"WAL record at {lsn} has CRC {stored:08X}, its bytes give {record_crc(record):08X}"
 
 
-def _page_trouble(piece: bytes, walk: Walk, reason: WalkEnd, *, left: int) -> str:
+def _page_trouble(piece: bytes, walk: Walk, reason: WalkEnd, *, left: int | None) -> str:
     """Return what is wrong with the page at ``walk.page``."""
     magic, flags, timeline, address, remaining = PAGE_HEADER.unpack_from(piece, walk.page)
     page = f"WAL page at {Lsn(walk.lsn + walk.page)}"
     if reason is WalkEnd.CONTINUATION:
-        found = f"{remaining} bytes of a record left" if flags & FIRST_IS_CONTRECORD else "the beginning of a record"
-        expected = f"{left} bytes" if left else "none" if flags & FIRST_IS_CONTRECORD else "the rest of one"
-        return f"{page} has {found}, expected {expected}"
+        found = f"{page} has {remaining if flags & FIRST_IS_CONTRECORD else 0} bytes of a record left"
+        return f"{found}, which does not go with the page before" if left is None else f"{found}, expected {left}"
     if magic != walk.magic:
         return f"{page} has magic {magic:04X}, expected {walk.magic:04X}"
     if address != walk.lsn + walk.page:
@@ -303,6 +303,16 @@ def _page_trouble(piece: bytes, walk: Walk, reason: WalkEnd, *, left: int) -> st
     if not walk.page_timeline <= timeline <= walk.timeline:
         return f"{page} is of timeline {timeline}, expected {_between(walk.page_timeline, walk.timeline)}"
     return f"{page} has flags {flags:04X}, which do not belong there"
+
+
+def _left_at(piece: bytes, walk: Walk) -> int | None:
+    """Return how many bytes of the record at ``walk.end`` belong on ``walk.page``; None when that is not known."""
+    if walk.page < walk.end or (walk.page == walk.end and walk.first < walk.end):
+        return 0
+    if walk.end % walk.page_bytes == 0:
+        return None
+    size = int.from_bytes(piece[walk.end : walk.end + 4], "little")
+    return size - len(gather(piece[: walk.page], walk.end, size, walk))
 
 
 def _between(low: int, high: int) -> str:
