@@ -20,6 +20,9 @@ from pgkeep.pg.wal_walk import DBASE_RMGR, RECORD_HEADER, TBLSPC_RMGR, XACT_RMGR
 _POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _UNIX_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
+MAX_RESTORE_POINT_BYTES = 63
+"""Longest name of a restore point: MAXFNAMELEN without the zero at its end."""
+
 # XLR_BLOCK_ID_*: what stands before each part.
 _MAIN_DATA_SHORT, _MAIN_DATA_LONG, _ORIGIN, _TOPLEVEL_XID = 255, 254, 253, 252
 

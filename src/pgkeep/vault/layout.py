@@ -12,6 +12,7 @@ Names in a vault: which file is where, and what a volume's members are called.
                                  /pinned                   expire leaves this backup alone
                                  /writing                  locked by the job that writes it
              /wal/                                         see vault/wal_archive.py
+             /wal-index/                                   a cache, see vault/wal_index.py
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from blake3 import blake3
 from pgkeep.errors import ArchiveError, FormatError, VaultError
 from pgkeep.pg.lsn import SystemIdentifier, Timeline
 from pgkeep.pg.wal import check_segment_size, is_backup_label_name, is_history_name, is_partial_name, is_segment_name
-from pgkeep.vault.sealed import SEAL_START
+from pgkeep.vault.sealed import SEAL_BYTES, SEAL_START
 from pgkeep.vault.unnamed_file import UnnamedFile, write_all
 from pgkeep.vault.wal_content import Buffer, ContentCheck, content_digest, extents, is_continued_by, sealed_content
 
@@ -197,6 +197,15 @@ class WalArchive:
             return None
         with stored:
             return StoredIdentity.of(os.fstat(stored.fileno()))
+
+    def seal(self, name: str) -> bytes | None:
+        """Return the seal of *name*, by which its stored bytes are known; None when it is proved absent."""
+        stored = self._open_stored(name)
+        if stored is None:
+            return None
+        with stored, self._vault_errors(f"read {name}"):
+            size = os.fstat(stored.fileno()).st_size
+            return os.pread(stored.fileno(), SEAL_BYTES, max(size - SEAL_BYTES, 0))
 
     def has(self, name: str) -> bool:
         """Tell whether *name* is held; raise VaultError when that cannot be told."""

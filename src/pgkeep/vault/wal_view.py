@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 
+from pgkeep.errors import FormatError
 from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.restore_point import RECORD_BYTES, find_restore_point
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal_record import MAX_RESTORE_POINT_BYTES
 from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import held_through, ranges, timelines
+from pgkeep.vault.wal_index import WalIndex
 
 
 class WalView:
@@ -17,6 +20,7 @@ class WalView:
 
     def __init__(self, archive: WalArchive) -> None:
         self._archive = archive
+        self._index = WalIndex(archive)
 
     def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
         """Return the end of the WAL held without a hole from *lsn* on; *lsn* when its segment is not there."""
@@ -57,29 +61,24 @@ class WalView:
 
     def restore_point(self, name: str, history: TimelineHistory) -> Lsn | None:
         """Return where *history* has its newest restore point called *name*; None when its WAL does not show it."""
-        for timeline in reversed(history.timelines):
-            fork = history.fork_of(timeline)
-            for held in reversed(list(ranges(self._archive, timeline))):
-                segment = held.last
-                while segment.number >= held.first.number:
+        if not 1 <= len(name.encode()) <= MAX_RESTORE_POINT_BYTES:
+            raise FormatError(
+                f"a restore point's name has 1 to {MAX_RESTORE_POINT_BYTES} bytes, found {len(name.encode())}"
+            )
+        with self._index as index:
+            for timeline in reversed(history.timelines):
+                fork = history.fork_of(timeline)
+                for segment in self._newest_first(timeline):
                     # What was written past the fork belongs to another history.
-                    is_on_history = fork is None or segment.start_lsn < fork
-                    found = self._find(segment, name, before=fork) if is_on_history else None
-                    if found is not None:
-                        return found
-                    if segment.number == 0:
-                        break
-                    segment = WalSegment(segment.timeline, segment.number - 1, segment.size)
+                    if fork is not None and segment.start_lsn >= fork:
+                        continue
+                    found = index.segment(segment)
+                    for point in reversed(found.restore_points if found is not None else ()):
+                        if point.name == name and (fork is None or point.lsn < fork):
+                            return point.lsn
         return None
 
-    def _find(self, segment: WalSegment, name: str, *, before: Lsn | None) -> Lsn | None:
-        """Return the last place of restore point *name* in *segment*, which is looked through piece by piece."""
-        position, tail, last = 0, b"", None
-        for piece in self._archive.read(segment.name):
-            content = tail + bytes(piece)
-            for offset in find_restore_point(content, name):
-                place = Lsn(segment.start_lsn + position - len(tail) + offset)
-                last = place if before is None or place < before else last
-            position += len(piece)
-            tail = content[-RECORD_BYTES:]
-        return last
+    def _newest_first(self, timeline: Timeline) -> Iterator[WalSegment]:
+        for held in reversed(list(ranges(self._archive, timeline))):
+            for number in range(held.last.number, held.first.number - 1, -1):
+                yield WalSegment(timeline, number, self._archive.segment_size)
