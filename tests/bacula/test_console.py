@@ -64,7 +64,10 @@ def test_objects(scene: Scene) -> None:
     rows = director.catalog(
         "SELECT JobId, ObjectCategory, ObjectType, ObjectName, ObjectStatus, ObjectId FROM Object ORDER BY ObjectId"
     )
-    assert {(row[1], row[2], row[4]) for row in rows} == {("Database", "PostgreSQL", "T")}
+    assert {(row[1], row[2], row[4]) for row in rows} == {
+        ("Database", "PostgreSQL", "T"),
+        ("Cluster", "PostgreSQL", "T"),
+    }
     names = {row[3]: row for row in rows if row[0] == results[0].job_id}
     assert {"shop", "postgres"} <= names.keys()
     assert len([row for row in rows if row[0] == results[1].job_id]) == 1

@@ -178,16 +178,19 @@ def test_several_volumes(make_scene: MakeScene) -> None:
     scene.assert_restored(where, mark)
 
 
-def test_without_the_plugin_nothing_looks_like_a_cluster(pitr: Scene) -> None:
-    """A daemon without the plugin fails the restore: what it lays down by itself does not pass for a success."""
+def test_a_restore_without_the_plugin(pitr: Scene) -> None:
+    """A daemon without the plugin ends with "Restore OK": a log without pgkeep is the sign, and nothing starts."""
     director = pitr.director
     director.stop_daemon("fd")
     (director.layout.plugin_directory / "pgkeep-fd.so").unlink()
     director.start_daemon("fd")
     where = pitr.directory / "out"
     result = director.restore("pitr", where)
-    assert not result.is_ok, result.text
-    assert "pgkeep" in result.text
+    assert result.status == "T", result.text
+    assert result.told == []
+    # What lies there has a backup label and no WAL, so a server refuses it.
+    with pytest.raises(AssertionError, match="could not locate required checkpoint record"):
+        pitr.start(pitr.pgdata(where))
 
 
 def test_the_chain_ends_where_before_says(make_scene: MakeScene) -> None:
