@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgkeep.errors import FormatError
 from pgkeep.pg.crc32c import crc32c
 from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.segment_index import Ending, close_index, index_segment, joined_ends
 from pgkeep.pg.wal import PAGE_MAGIC_BY_MAJOR, WalSegment
 from pgkeep.pg.wal_reader import WalReader
 from pgkeep.pg.wal_record import Event, RestorePoint, TransactionEnd
@@ -205,3 +207,30 @@ def test_a_header_shared_by_two_pages(room: int, piece_size: int) -> None:
     writer.write(commit(6, 60))
     _, events = read_all(writer.segments(), piece_size)
     assert told(events) == [(writer.starts[1], 5, 50, True), (writer.starts[2], 6, 60, True)]
+
+
+@given(made=records, pages=st.integers(16, 128), fill=st.integers(110, 125))
+@settings(max_examples=25)
+def test_segments_alone_tell_what_all_together_tell(made: list[Made], pages: int, fill: int) -> None:
+    """The indexes of segments, each closed with the next, have every commit once, and know where their records end."""
+    # Commits with more information in them than fits a page, so that many segments end within one.
+    longer = Made(1, 0x80, struct.pack("<qI", 77, 0) + bytes(9_000), xid=7)
+    made = [*([longer] * fill), *made, longer, commit(8, 88)]
+    writer = written(made)
+    segments = writer.segments()
+    indexes = []
+    for number, (segment, content) in enumerate(segments):
+        index = index_segment(segment, pieces_of(content, pages * 8192))
+        if index.needs_next:
+            assert index.open is not None
+            following, next_content = segments[number + 1]
+            at = writer.starts.index(index.open.lsn)
+            index = close_index(index, following, pieces_of(next_content, pages * 8192))
+            assert (index.last, index.open, index.ending) == (writer.starts[at], None, Ending.FULL)
+            # Records begin at multiples of 8; a page header may come before the next one.
+            assert writer.starts[at + 1] - index.end in (0, 24, 40)
+        indexes.append(index)
+    commits = joined_ends(index.commits for index in indexes)
+    assert commits is not None
+    assert commits.count == sum(one.rmgr == 1 and one.info != 0x20 for one in made)
+    assert (commits.last.xid, commits.last.lsn) == (8, writer.starts[-1])

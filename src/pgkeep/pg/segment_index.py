@@ -279,10 +279,11 @@ def close_index(
     summary = _Summary(Lsn(0), end)
     for piece in pieces:
         events = [event for event in reader.feed(piece) if event.lsn == record.lsn]
-        if reader.open is not None and reader.ended is None:
-            continue
+        # The rest of the piece may leave another record open, but joins none.
         if reader.joined_end is None:
-            return index
+            if reader.open is None or reader.ended is not None:
+                return index
+            continue
         summary.add(events)
         lists: dict[str, Any] = {name: (*getattr(index, name), *found) for name, found in summary.lists.items()}
         return replace(
