@@ -12,6 +12,7 @@ from tests.bacula.conftest import MakeScene
 from tests.bacula.scene import Scene, files_beneath
 from tests.lab.bacula import JobResult
 from tests.lab.cluster import free_port
+from tests.lab.server_user import server_user
 from tests.restore.keeper import Outcome, Restored
 
 pytestmark = pytest.mark.bacula
@@ -72,10 +73,11 @@ def test_the_moment_is_chosen_by_where(form: str, make_scene: MakeScene) -> None
     elif form == "json":
         where = "#" + base64.urlsafe_b64encode(json.dumps(options).encode()).decode()
     else:
-        config = scene.director.directory / "pgkeep.conf"
-        config.write_text(
-            config.read_text() + f"[profile:dr]\ntarget_time = {options['target_time']}\npgdata_dir = {target}/data\n"
-        )
+        profile = scene.director.directory / "restore.d" / "dr.conf"
+        profile.parent.mkdir()
+        profile.write_text(f"[restore]\ntarget_time = {options['target_time']}\npgdata_dir = {target}/data\n")
+        profile.chmod(0o600)
+        server_user().own(profile.parent)
         where = "/@pgkeep/dr"
     scene.director.restore(job, where).must()
     scene.assert_restored(target, mark)
@@ -189,7 +191,7 @@ def test_a_restore_without_the_plugin(pitr: Scene) -> None:
     assert result.status == "T", result.text
     assert result.told == []
     # What lies there has a backup label and no WAL, so a server refuses it.
-    with pytest.raises(AssertionError, match="could not locate required checkpoint record"):
+    with pytest.raises(AssertionError, match="could not start server"):
         pitr.start(pitr.pgdata(where))
 
 

@@ -399,7 +399,9 @@ class Director:
         """Do the dialogue of `restore` in *console*; return the id of the job."""
         self.tick()
         name = job if isinstance(job, str) else job.name
-        chain = select if select.startswith("jobid=") else f"fileset=FS-{name} select {select}"
+        # "before" counts only in front of "select".
+        moment = "select current" if select == "current" else f"{select} select"
+        chain = select if select.startswith("jobid=") else f"fileset=FS-{name} {moment}"
         words = f'restore client=lab-fd restorejob=Restore where="{_console_quoted(str(where))}" {more} {chain}'
         if mark:
             answer = console.ask(words)
