@@ -14,6 +14,7 @@ from pgkeep.bacula.state import confirm_job
 from pgkeep.errors import UsageError
 from tests.bacula_backend.bridge import Bridge, Job, PlainBridge
 from tests.bacula_backend.conftest import Client
+from tests.lab.server_user import server_user
 
 ROOT = "/@postgresql/pitr"
 
@@ -157,6 +158,26 @@ def test_lost_state_fails_the_job_where_that_is_wanted(client: Client) -> None:
         "Incremental refused: there is no backup to build on\nmake a Full, or set on_missing_base=full"
     ]
     assert job.status == 3
+
+
+def test_a_cluster_that_was_put_back_is_no_continuation(client: Client) -> None:
+    """Files that were put back to a state before the last job's end: its WAL is not continued, a Full is made."""
+    cluster, saved = client.cluster, client.directory / "saved"
+    client.run()
+    cluster.stop()
+    server_user().run(["cp", "-a", cluster.data_directory, saved])
+    cluster.start()
+    for _ in range(3):
+        cluster.sql("CREATE TABLE IF NOT EXISTS later AS SELECT 1")
+        cluster.switch_wal()
+    client.run("I")
+    cluster.stop()
+    server_user().run(["rm", "-rf", cluster.data_directory])
+    server_user().run(["cp", "-a", saved, cluster.data_directory])
+    cluster.start()
+    job = client.run("I")
+    assert record_of(job)["head"]["level"] == "F"
+    assert any("put back to an earlier state" in line for line in job.said("warning"))
 
 
 def test_base_is_the_named_job_and_not_the_newest_on_disk(client: Client) -> None:

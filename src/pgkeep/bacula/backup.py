@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from blake3 import blake3
+
 from pgkeep.bacula.catalog import Catalog
 from pgkeep.bacula.channel import Channel
 from pgkeep.bacula.file_list import FileList
@@ -38,6 +40,8 @@ from pgkeep.streams.record import Level, RecordHead, RecordTail
 LEVELS = {"F": Level.FULL, "D": Level.DIFFERENTIAL, "I": Level.INCREMENTAL, "": Level.FULL}
 MAX_WORKERS = 4
 """More threads only wait for each other: the daemon takes one stream."""
+
+_LINE_DIGITS = 16
 
 _RECORDS = "2"
 """How the directories of records begin, named by UTC time, and no other name beside them does."""
@@ -129,7 +133,7 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
     if level is not Level.FULL and not is_estimate:
         state.confirm(job.previous)
     if level is not Level.FULL and level in mode.levels:
-        level = _judge_level(session, state, level)
+        level = _judge_level(session, state, level, may_be_full=settings.get("on_missing_base") != "fail")
     catalog = None
     if job.is_accurate and level is not Level.FULL and not is_estimate:
         catalog = Catalog(channel, warn=channel.warn)
@@ -160,8 +164,13 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
         history.close()
 
 
-def _judge_level(session: Session, state: ClusterState, level: Level) -> Level:
-    """Return the level that is possible in this conversation; say why it is another, or why there will be no base."""
+def _judge_level(session: Session, state: ClusterState, level: Level, *, may_be_full: bool) -> Level:
+    """
+    Return the level that is possible in this conversation; say why it is another, or why there will be no base.
+
+    The daemon hands each file of a restore to the Plugin line that it was saved with: what two lines saved comes back
+    as two halves. Bacula itself makes a Full when a FileSet changes, unless it has Ignore FileSet Changes.
+    """
     channel, job = session.channel, session.job
     if job.is_accurate and not channel.is_extended:
         # What is not sent would be taken for deleted, and plain PTCOMM has no word against that.
@@ -169,9 +178,25 @@ def _judge_level(session: Session, state: ClusterState, level: Level) -> Level:
         return Level.FULL
     if not job.previous:
         channel.warn(f"the Director names no job that this {level.word} could build on")
-    elif state.record(job.previous) is None:
+    elif (record := state.record(job.previous)) is None:
         channel.warn(f"job {job.previous}, which this {level.word} builds on, has no record in {state.directory}")
+    elif _line_of(record.head) not in ("", _line(session)):
+        problem = f"job {job.previous} was made with another Plugin line, and files of two lines do not restore as one"
+        if not may_be_full:
+            raise SettingsError(f"{level.word} refused: {problem}", hint="make a Full, or set on_missing_base=full")
+        hint = "" if job.is_accurate else "; without Accurate restore this job and later ones only: jobid="
+        channel.warn(f"making a Full instead of the {level.word} asked for: {problem}{hint}")
+        return Level.FULL
     return level
+
+
+def _line(session: Session) -> str:
+    """Return what tells the Plugin line from others, without saying what is in it."""
+    return blake3(repr(session.words).encode("utf-8", "surrogateescape")).hexdigest()[:_LINE_DIGITS]
+
+
+def _line_of(head: RecordHead) -> str:
+    return str(head.details.get("bacula", {}).get("line", ""))
 
 
 def _values(settings: Resolved, job_id: int) -> Callable[[str], Any]:
@@ -209,7 +234,13 @@ class SinkOpener:
             held=base,
             goes_on=not this.is_physical and not this.settings.flag("abort_on_error"),
             recorded=self._recorded,
-            details={"job": job.name, "job_id": job.job_id, "client": job.client, "previous": job.previous},
+            details={
+                "job": job.name,
+                "job_id": job.job_id,
+                "client": job.client,
+                "previous": job.previous,
+                "line": _line(this.session),
+            },
         )
         self.sizes = sink.sizes
         if this.catalog is not None:

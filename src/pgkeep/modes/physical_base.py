@@ -89,8 +89,15 @@ def known_tablespaces(server: Server) -> list[Tablespace]:
     ]
 
 
-def base_problem(base: RecordHead, facts: ServerFacts) -> str:
-    """Return why a backup of this server cannot build on *base*; empty when it can."""
+def base_problem(base: RecordHead, facts: ServerFacts, *, flushed: Lsn) -> str:
+    """
+    Return why a backup of this server cannot build on *base*; empty when it can.
+
+    Args:
+        base: The earlier backup.
+        facts: What the server is.
+        flushed: Up to where it has WAL.
+    """
     if SystemIdentifier(int(base.system_identifier)) != facts.identity.system_identifier:
         return (
             f"backup {base.backup_id} is of another cluster: system identifier {base.system_identifier}, "
@@ -101,6 +108,12 @@ def base_problem(base: RecordHead, facts: ServerFacts) -> str:
         return (
             f"backup {base.backup_id} ends at {end.lsn} on timeline {end.timeline}, "
             f"which is not in the history of the server's timeline {facts.identity.timeline}"
+        )
+    if flushed < end.lsn:
+        # What it writes from here on is not what the backup holds under the same names.
+        return (
+            f"backup {base.backup_id} ends at {end.lsn}, but the server's WAL at {flushed}: "
+            "its files were put back to an earlier state"
         )
     return ""
 

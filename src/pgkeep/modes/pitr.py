@@ -17,7 +17,7 @@ from pgkeep.errors import SettingsError
 from pgkeep.modes.contract import BackupRequest, Base, History, Plan, Source
 from pgkeep.modes.physical_base import ServerFacts, base_problem, gather_facts
 from pgkeep.modes.physical_wal import WalOptions
-from pgkeep.pg.lsn import WalPosition
+from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import ItemHeader
@@ -117,7 +117,7 @@ class PitrMode:
         options: PitrOptions = request.options
         facts = gather_facts(server)
         left_out = _left_out(options, facts)
-        level, base, reason = _choose_base(request, facts, history)
+        level, base, reason = _choose_base(request, facts, history, queries.flushed_lsn(server))
         held = history.wal_held()
         if held is not None and not facts.history.contains(held.timeline, held.lsn):
             # A primary that was failed over from may have archived past the fork; up to the fork the history is common.
@@ -176,7 +176,9 @@ def _source_kind(transport: str) -> Any:
     return WalSource
 
 
-def _choose_base(request: BackupRequest, facts: ServerFacts, history: History) -> tuple[Level, Base | None, str]:
+def _choose_base(
+    request: BackupRequest, facts: ServerFacts, history: History, flushed: Lsn
+) -> tuple[Level, Base | None, str]:
     if request.level is Level.FULL:
         return Level.FULL, None, ""
     # A Differential builds on the Full. An Incremental continues the newest job of all; when it carries files, they
@@ -186,7 +188,7 @@ def _choose_base(request: BackupRequest, facts: ServerFacts, history: History) -
     else:
         with_files = request.options.incremental_content == "files"
         base = history.newest(mode="pitr", levels=ALL_LEVELS, with_files=with_files)
-    problem = "there is no backup to build on" if base is None else base_problem(base.head, facts)
+    problem = "there is no backup to build on" if base is None else base_problem(base.head, facts, flushed=flushed)
     if not problem:
         return request.level, base, ""
     if request.options.fail_without_base:
