@@ -149,12 +149,14 @@ class _Restore:
         if name == RESTORE_OBJECT:
             self._heads.append(parse_head_object(bytes(content)))
 
-    def _read_expected(self) -> Selection:
+    def _read_expected(self) -> Selection | None:
+        """Return what the daemon says that will come; None when it names nothing at all."""
         selection = Selection(self._root)
-        rest = b""
+        rest, is_empty = b"", True
         for piece in self._channel.data():
             *entries, rest = (rest + bytes(piece)).split(b"\0")
             for entry in entries:
+                is_empty = False
                 fields = entry.decode("utf-8", "surrogateescape").split(" ", 3)
                 if len(fields) < 4 or not fields[0].lstrip("-").isdigit() or not fields[1].lstrip("-").isdigit():
                     raise WireError(f'an entry of EXPECT is "<size> <mtime> <delta> <name>", found {entry[:80]!r}')
@@ -163,7 +165,8 @@ class _Restore:
                 raise WireError("an entry of EXPECT has no end")
         if rest:
             raise WireError(f"an entry of EXPECT has no end: {rest[:80]!r}")
-        return selection
+        # When the catalog has lost the names of the files (File Retention), whole jobs come and none is announced.
+        return selection if not is_empty else None
 
     def _prepare(self) -> Work:
         """Phase 1."""

@@ -100,7 +100,7 @@ class ClusterStream:
                 self._take_wal(item)
             elif backup_id == self._base.backup_id:
                 self._head = read_record(item, backup_id, self._arrivals)
-            elif backup_id or path == self._root:
+            elif backup_id or path == self._root or self._is_of_dropped_tablespace(path):
                 # Of a backup whose files are not the ones restored, or the mode's own directory.
                 item.skip()
             else:
@@ -124,6 +124,12 @@ class ClusterStream:
         self._wal.hand_over()
         self.is_settled = True
         return self._head
+
+    def _is_of_dropped_tablespace(self, path: str) -> bool:
+        """Tell whether *path* is in a tablespace that the base has no more: without Accurate its files still come."""
+        top, _, rest = path.removeprefix(f"{self._root}/").partition("/")
+        oid = rest.partition("/")[0]
+        return top == "tblspc" and oid.isdecimal() and int(oid) not in self._prepared.target.tablespaces
 
     def _take_wal(self, item: ArrivingItem) -> None:
         if item.header.kind is not ItemKind.FILE:

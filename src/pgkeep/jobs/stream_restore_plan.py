@@ -140,6 +140,7 @@ def prepare_stream(
     target = recovery_target(settings, now)
     recovery = _plan(by_age, base, target, wal, now)
     _check_needed_wal(recovery, wal, size)
+    _check_hole(recovery)
     data_directory, tablespaces = _places(base, settings, place)
     if place is None:
         _check_identity(data_directory, base)
@@ -194,6 +195,16 @@ def _check_needed_wal(recovery: RecoveryPlan, wal: PromisedWal, size: int) -> No
         raise PartialSelection(
             f"WAL that backup {base.backup_id} needs is not selected: it is there up to {held}, needed up to {needed}",
             hint=WHOLE_JOB_HINT,
+        )
+
+
+def _check_hole(recovery: RecoveryPlan) -> None:
+    """Refuse to end before WAL that comes as well: who asks for the newest state would get an older one."""
+    if recovery.has_hole and recovery.target.kind is TargetKind.LATEST:
+        raise RestoreRefused(
+            f"WAL is missing from {recovery.wal_end} on, and later WAL is there: a job between those that are restored "
+            "is not among them",
+            hint="restore that job as well; when it is lost, restore only the jobs before it: before= or jobid=",
         )
 
 

@@ -1,0 +1,91 @@
+"""Chains of which the catalog has lost a part, or that changed on their way: restored whole, or refused; never less."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.bacula.conftest import MakeScene
+from tests.bacula.scene import Scene
+from tests.lab.bacula import JobResult
+from tests.lab.server_user import server_user
+
+pytestmark = pytest.mark.bacula
+
+
+def _forget_files(scene: Scene) -> None:
+    """Let the catalog have no names of files any more, as when File Retention is over."""
+    with closing(sqlite3.connect(scene.director.catalog_file, timeout=30)) as catalog:
+        catalog.execute("DELETE FROM File")
+        catalog.commit()
+
+
+def _restore_whole_jobs(scene: Scene, where: Path, *jobs: JobResult) -> JobResult:
+    chosen = ",".join(str(job.job_id) for job in jobs)
+    return scene.director.restore("pitr", where, select=f"jobid={chosen}")
+
+
+def test_a_tablespace_that_was_dropped(make_scene: MakeScene) -> None:
+    """Without Accurate its files still come, and are passed over; also when the catalog has no file of the jobs."""
+    scene = make_scene()
+    place = scene.directory / "place"
+    place.mkdir()
+    server_user().own(place)
+    scene.cluster.sql(f"CREATE TABLESPACE old LOCATION '{place}'")
+    scene.cluster.sql("CREATE TABLE aside TABLESPACE old AS SELECT 1 AS n")
+    job = scene.job("pitr", scene.line("pitr"), accurate=False)
+    full = scene.backup(job, "Full")
+    scene.cluster.sql("DROP TABLE aside")
+    scene.cluster.sql("DROP TABLESPACE old")
+    differential = scene.backup(job, "Differential")
+    scene.transfer()
+    mark = scene.ledger.mark("end")
+    incremental = scene.backup(job, "Incremental")
+    out, again = scene.directory / "out", scene.directory / "again"
+    scene.director.restore(job, out).must()
+    scene.assert_restored(out, mark)
+    assert not (scene.pgdata(out).parent / "tblspc").exists()
+    _forget_files(scene)
+    result = _restore_whole_jobs(scene, again, full, differential, incremental)
+    assert result.status == "T", result.text
+    scene.assert_restored(again, mark)
+
+
+def test_an_incremental_that_is_gone(make_scene: MakeScene) -> None:
+    """WAL beyond a hole is not passed over in silence: what would end before it is refused."""
+    scene = make_scene()
+    job = scene.job("pitr", scene.line("pitr"))
+    full = scene.backup(job, "Full")
+    scene.cluster.switch_wal()
+    scene.transfer()
+    scene.cluster.switch_wal()
+    lost = scene.backup(job, "Incremental")
+    scene.transfer()
+    scene.backup(job, "Incremental")
+    scene.director.console(f"delete jobid={lost.job_id} yes")
+    out, less = scene.directory / "out", scene.directory / "less"
+    result = scene.director.restore(job, out)
+    assert result.status != "T", result.text
+    assert "later WAL is there" in result.text
+    assert not out.exists()
+    _restore_whole_jobs(scene, less, full).must()
+    scene.start(scene.pgdata(less)).wait_until_promoted()
+
+
+def test_a_changed_line(make_scene: MakeScene) -> None:
+    """A Plugin line that was changed under Ignore FileSet Changes makes a Full: two lines' files are two restores."""
+    scene = make_scene()
+    job = scene.job("pitr", scene.line("pitr"))
+    scene.backup(job, "Full")
+    job = scene.job("pitr", scene.line("pitr", "verify_checksum=no"))
+    changed = scene.director.run("pitr", "Incremental").must()
+    assert any("was made with another Plugin line" in line for line in changed.told)
+    scene.transfer()
+    mark = scene.ledger.mark("end")
+    scene.backup(job, "Incremental")
+    where = scene.directory / "out"
+    scene.director.restore(job, where).must()
+    scene.assert_restored(where, mark)
