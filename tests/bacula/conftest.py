@@ -59,7 +59,7 @@ def make_scene(lab_directory: Path, make_cluster: MakeCluster, make_director: Ma
             config: dict[str, str] | None = None,
             **arguments: Any,
         ) -> Scene:
-            # Several jobs make a checkpoint each: without this the server recycles what the next one needs, and says so.
+            # Every job makes a checkpoint: without this the server recycles WAL that the next one needs, which fails.
             kept = {"wal_keep_size": "512MB"} if major >= 13 else {"wal_keep_segments": "32"}
             cluster = cluster or make_cluster(major=major, settings=kept | (settings or {}))
             more = {"bin_dir": str(cluster.installation.bin_dir), **(config or {})}
