@@ -190,7 +190,7 @@ def test_a_restore_without_the_plugin(pitr: Scene) -> None:
     result = director.restore("pitr", where)
     assert result.status == "T", result.text
     assert result.told == []
-    # What lies there has a backup label and no WAL, so a server refuses it.
+    # What lies there has neither backup label nor WAL, so a server refuses it.
     with pytest.raises(AssertionError, match="could not start server"):
         pitr.start(pitr.pgdata(where))
 
