@@ -89,3 +89,17 @@ def test_a_changed_line(make_scene: MakeScene) -> None:
     where = scene.directory / "out"
     scene.director.restore(job, where).must()
     scene.assert_restored(where, mark)
+
+
+def test_another_host_has_another_configuration(make_scene: MakeScene) -> None:
+    """A cluster_id that stood in the configuration of the lost host is not needed to restore what it names."""
+    scene = make_scene(config={"cluster_id": "lost"})
+    job = scene.job("pitr", scene.line("pitr"))
+    scene.backup(job, "Full")
+    mark = scene.ledger.mark("end")
+    scene.backup(job, "Incremental")
+    config = scene.director.directory / "pgkeep.conf"
+    config.write_text(config.read_text().replace("cluster_id = lost\n", ""))
+    where = scene.directory / "out"
+    scene.director.restore(job, where).must()
+    scene.assert_restored(where, mark)

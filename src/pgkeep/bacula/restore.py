@@ -26,6 +26,7 @@ from pgkeep.bacula.restore_supply import RestoreStream
 from pgkeep.bacula.session import Session
 from pgkeep.bacula.where import Where, parse_where
 from pgkeep.errors import (
+    BackupUnusable,
     ChannelClosed,
     FormatError,
     JobCancelled,
@@ -115,6 +116,7 @@ class _Restore:
             if command.startswith("RESTOREOBJ:"):
                 self._take_object(command.removeprefix("RESTOREOBJ:"))
             elif command == "EXPECT" and channel.is_extended:
+                self._take_root()
                 self._selection = self._read_expected()
                 work = self._prepare()
             else:
@@ -122,6 +124,7 @@ class _Restore:
             channel.command("OK")
             command = channel.expect_command()
         if work is None and command != "FINISH":
+            self._take_root()
             work = self._prepare()
         names = _Names(self._where, self._root)
         stream = RestoreStream(channel, names.path_of)
@@ -129,7 +132,24 @@ class _Restore:
         if work is None:
             work = _skip
         work(items)
+        if stream.foreign and not stream.own:
+            raise BackupUnusable(
+                f"nothing was restored: {stream.foreign} files came, and none of them lies beneath {self._root}",
+                hint="set mode and cluster_id as they were when the backup was made",
+            )
         channel.end()
+
+    def _take_root(self) -> None:
+        """Restore what the backups say they hold: the host that made them may have had other settings than this one."""
+        roots = {str(head.details.get("root", "")) for head, _ in self._heads}
+        if not self._heads or (self._root in roots and not self._channel.is_extended):
+            return
+        newest, _ = max(self._heads, key=lambda one: one[0].backup_id)
+        root = str(newest.details.get("root", self._root))
+        if root != self._root:
+            self._say(f"the backup is one of {root}, these settings would make one of {self._root}")
+        self._root, self._mode = root, newest.mode
+        self._heads = [(head, tail) for head, tail in self._heads if head.details.get("root") == root]
 
     def _take_object(self, name: str) -> None:
         content = bytearray()

@@ -61,13 +61,18 @@ class RestoreStream:
     Args:
         channel: The conversation.
         path_of: Returns the virtual path of a restored name, without a slash before it; None for a file of others.
+
+    Attributes:
+        own: How many files of this line came.
+        foreign: How many files of others.
     """
 
     def __init__(self, channel: Channel, path_of: Callable[[str], str | None]) -> None:
         self._channel = channel
         self._path_of = path_of
         self._ahead: Packet | None = None
-        self.skipped = 0
+        self.own = 0
+        self.foreign = 0
 
     def items(self, command: str) -> Iterator[RestoredFile]:
         """Yield the files, from the one that *command* announces to FINISH."""
@@ -78,8 +83,10 @@ class RestoreStream:
             status = self._status(name)
             path = self._path_of(name)
             if path is None:
+                self.foreign += 1
                 self.skip()
             else:
+                self.own += 1
                 item = RestoredFile(self, _header(path, status), status)
                 yield item
                 if not item.is_answered:
@@ -108,7 +115,6 @@ class RestoreStream:
 
     def skip(self) -> None:
         """Refuse the file that was announced."""
-        self.skipped += 1
         self._channel.command("SKIP")
         packet = self._take()
         if not _is_end(packet):
