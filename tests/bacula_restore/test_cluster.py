@@ -110,6 +110,21 @@ def test_older_jobs_reach_older_moments(make_daemon: MakeDaemon) -> None:
     started(daemon, answer, daemon.directory / f"out/{PGDATA}").assert_is_at(first)
 
 
+def test_wal_does_not_stand_in_for_files(make_daemon: MakeDaemon) -> None:
+    """A selection without one file is refused before the first byte, however much WAL of later jobs comes along."""
+    daemon = make_daemon()
+    daemon.backup()
+    for _ in range(2):
+        daemon.cluster.sql("CREATE TABLE IF NOT EXISTS later AS SELECT 1")
+        daemon.cluster.switch_wal()
+    daemon.backup("I")
+    restoring = daemon.restoring()
+    lost = restoring.first(f"/{PGDATA}/base/", larger_than=8192).name
+    answer = daemon.restore(restoring.without(lost), options={"pgdata_dir": f"{daemon.directory}/out"})
+    assert "files are selected, backup" in answer.error
+    assert answer.answers == {}
+
+
 def test_the_service_comes_back_in_its_place(make_daemon: MakeDaemon) -> None:
     """where=/ takes the cluster's own place when it may be overwritten, and starts the server when that is asked."""
     daemon = make_daemon()

@@ -178,10 +178,19 @@ def _check_selection(base: RecordHead, tail: RecordTail, selection: Selection | 
     absent = [name for name in NEEDED_FILES if name not in selection.needed]
     if absent:
         raise PartialSelection(f"{absent[0]} of backup {base.backup_id} is not selected", hint=WHOLE_JOB_HINT)
-    if selection.files < tail.files:
+    # Of WAL more may come than the base names, which must not stand in for files that do not.
+    files = selection.files - len(selection.wal) + min(len(selection.wal), _wal_files(base))
+    if files < tail.files:
         raise PartialSelection(
-            f"{selection.files} files are selected, backup {base.backup_id} has {tail.files}", hint=WHOLE_JOB_HINT
+            f"{files} files are selected, backup {base.backup_id} has {tail.files}", hint=WHOLE_JOB_HINT
         )
+
+
+def _wal_files(base: RecordHead) -> int:
+    """Return how many WAL files are in the file list of *base*, at most: its segments, and a timeline's history."""
+    size = base.wal.segment_size if base.wal is not None else _WAL_BYTES
+    segments = (Lsn.parse(base.stop_lsn) - 1) // size - Lsn.parse(base.start_lsn) // size + 1
+    return segments + (base.timeline > 1)
 
 
 def _check_needed_wal(recovery: RecoveryPlan, wal: PromisedWal, size: int) -> None:
