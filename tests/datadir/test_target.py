@@ -69,6 +69,20 @@ def test_what_stands_in_the_way_is_refused(tmp_path: Path, hurt: Callable[[Path]
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_place_within_another_cluster_is_refused(tmp_path: Path) -> None:
+    """Neither data directory nor tablespace goes into somebody else's data directory; a tablespace in its own may."""
+    other = tmp_path / "other"
+    (other / "global").mkdir(parents=True)
+    (other / "global/pg_control").touch()
+    (tmp_path / "link").symlink_to(other)
+    for place in (other / "base", other / "a/b", tmp_path / "link/a"):
+        with pytest.raises(RestoreRefused, match="within the data directory of a cluster"):
+            target_at(place).check(is_overwritten=True)
+    with pytest.raises(RestoreRefused, match="within the data directory of a cluster"):
+        target_at(tmp_path / "new", {5: other / "ts"}).check()
+    target_at(other, {5: other / "ts"}).check(is_overwritten=True)
+
+
 def test_a_relative_target_is_refused() -> None:
     """It would depend on where pgkeep was started."""
     with pytest.raises(RestoreRefused) as raised:

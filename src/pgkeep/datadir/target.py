@@ -172,6 +172,13 @@ class Target:
             if real_path in seen:
                 raise RestoreRefused(f"two parts of the restore have the same directory: {directory}")
             seen[real_path] = directory
+        for real_path, directory in seen.items():
+            for above in map(str, Path(real_path).parents):
+                if above not in seen and os.path.lexists(f"{above}/{names.CONTROL_FILE}"):
+                    raise RestoreRefused(
+                        f"restore target lies within the data directory of a cluster: {directory} in {above}",
+                        hint="name a directory beside it; to take its place name the data directory itself",
+                    )
 
     def _check_kind(self, directory: Path) -> None:
         if os.path.lexists(directory) and not directory.is_dir():
