@@ -105,6 +105,26 @@ def test_a_virtual_full(accurate: bool, make_scene: MakeScene) -> None:
         assert "pgkeep" in result.text
 
 
+@pytest.mark.parametrize("level", ["Differential", "Incremental"])
+def test_a_job_after_a_virtual_full(level: str, make_scene: MakeScene) -> None:
+    """A Differential is made as a Full, for pgkeep has no record of the VirtualFull; an Incremental goes on."""
+    scene = make_scene()
+    job = scene.job("pitr", scene.line("pitr"))
+    scene.backup(job, "Full")
+    scene.transfer()
+    scene.backup(job, "Incremental")
+    virtual = scene.director.run("pitr", "VirtualFull").must()
+    scene.transfer()
+    mark = scene.ledger.mark("end")
+    last = scene.director.run("pitr", level).must()
+    if level == "Differential":
+        assert f"job {virtual.unique_name}, which this Differential builds on, has no record" in last.text
+        assert "making a Full instead of the Differential asked for" in last.text
+    where = scene.directory / "out"
+    scene.director.restore(job, where).must()
+    scene.assert_restored(where, mark)
+
+
 def test_jobs_that_share_a_volume(make_scene: MakeScene) -> None:
     """Jobs that were written to one volume at the same time, block by block in turn, each come back whole."""
     scene = make_scene()
