@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -89,6 +90,28 @@ def test_a_changed_line(make_scene: MakeScene) -> None:
     where = scene.directory / "out"
     scene.director.restore(job, where).must()
     scene.assert_restored(where, mark)
+
+
+def test_a_moment_between_two_chains(make_scene: MakeScene) -> None:
+    """With the older chain and the WAL of the Differential after it the manual's recipe reaches what lies between."""
+    scene = make_scene()
+    job = scene.job("pitr", scene.line("pitr"))
+    full = scene.backup(job, "Full")
+    incremental = scene.backup(job, "Incremental")
+    scene.transfer()
+    mark = scene.ledger.mark("between")
+    scene.transfer()
+    differential = scene.backup(job, "Differential")
+    out, more = scene.directory / "out", scene.directory / "more"
+    _restore_whole_jobs(scene, out, full, incremental).must()
+    scene.director.restore(job, more, select=f"jobid={differential.job_id}", mark=["/@postgresql/pitr/wal"])
+    pgdata = scene.pgdata(out)
+    for segment in (more / "@postgresql/pitr/wal").iterdir():
+        shutil.copy(segment, pgdata / "pg_wal")
+    with (pgdata / "postgresql.auto.conf").open("a") as settings:
+        settings.write(f"\nrecovery_target_lsn = '{mark.lsn}'\n")
+    server_user().own(pgdata)
+    scene.assert_restored(out, mark)
 
 
 def test_another_host_has_another_configuration(make_scene: MakeScene) -> None:
