@@ -418,7 +418,11 @@ backup_start_file(struct job *job, struct save_packet *packet)
 	if (found == FOUND_FAILURE)
 		return (RC_ERROR);
 	if (found == FOUND_END && !is_dry(job) && job->collected.length > 0 && !job->is_collected_saved &&
-	    all_lines_are_done(job) && keep(&job->saving.name, OBJECT_NAME) != NULL) {
+	    all_lines_are_done(job)) {
+		if (keep(&job->saving.name, OBJECT_NAME) == NULL) {
+			converse_fail(job, line, "out of memory");
+			return (RC_ERROR);
+		}
 		fill_object(job, packet, FILE_RESTORE_OBJECT, &job->collected);
 		job->is_collected_saved = true;
 		found = FOUND_ITEM;

@@ -71,9 +71,10 @@ def test_chain_of_levels_builds_on_the_job_that_the_director_names(client: Clien
     assert [head["level"] for head in heads] == ["I", "I", "D", "I"]
     ids = [head["backup_id"] for head in heads]
     assert [head["base"] for head in heads] == [full["head"]["backup_id"], ids[0], full["head"]["backup_id"], ids[2]]
-    # Each continues the WAL where the job that it builds on ended.
+    # Each continues the WAL where the job that it builds on ended, the Differential where the first Incremental did:
+    # that one is known to have succeeded, since the second builds on it.
     stops = [full["head"]["wal"]["stop"]] + [head["wal"]["stop"] for head in heads]
-    assert [head["wal"]["start"] for head in heads] == [stops[0], stops[1], stops[0], stops[3]]
+    assert [head["wal"]["start"] for head in heads] == [stops[0], stops[1], stops[1], stops[3]]
     assert all("/pgdata/" not in name for name in first.order)
     unchanged = [e for e in record_of(differential)["files"] if f"/{e['path']}" not in differential.files]
     assert sum(e.get("kind") != "directory" for e in unchanged) > 500
@@ -187,6 +188,20 @@ def test_base_is_the_named_job_and_not_the_newest_on_disk(client: Client) -> Non
     head = record_of(client.run("I"))["head"]
     assert head["base"] == full["head"]["backup_id"]
     assert head["wal"]["start"] == full["head"]["wal"]["stop"]
+
+
+def test_differential_carries_the_wal_that_no_incremental_surely_has(client: Client) -> None:
+    """A Differential begins its WAL where the newest Incremental ends that is known to have succeeded."""
+    full = record_of(client.run())["head"]
+    ends = []
+    for _ in range(3):
+        client.cluster.sql("CREATE TABLE IF NOT EXISTS later AS SELECT 1")
+        ends.append(record_of(client.run("I"))["head"]["wal"]["stop"])
+    client.cluster.sql("INSERT INTO later VALUES (2)")
+    previous = full["details"]["bacula"]["job"]
+    differential = record_of(client.run("D", previous=previous))["head"]
+    assert differential["base"] == full["backup_id"]
+    assert differential["wal"]["start"] == ends[1]
 
 
 def test_damaged_record_is_no_base(client: Client) -> None:

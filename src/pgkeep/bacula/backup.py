@@ -149,7 +149,15 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
     )
     previous = job.previous if level is not Level.FULL else ""
     holds = catalog.holds if catalog is not None else None
-    history = JobHistory(state, previous=previous, holds=holds, warn=channel.warn, reserves=not is_estimate)
+    history = JobHistory(
+        state,
+        job=job.name,
+        previous=previous,
+        continues=level is Level.INCREMENTAL,
+        holds=holds,
+        warn=channel.warn,
+        reserves=not is_estimate,
+    )
     try:
         yield BackupJob(
             session=session,

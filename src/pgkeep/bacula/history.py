@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import re
 from collections.abc import Callable
 
 from pgkeep.bacula.state import ClusterState, JobRecord
@@ -20,6 +21,10 @@ from pgkeep.vault.file_index import FileIndex
 
 CatalogHolds = Callable[[FileEntry], bool]
 """Tells whether the Director's catalog holds the file of an entry, with the size and time that the entry has."""
+
+
+_TIME_OF_JOB = re.compile(r"\.\d{4}-\d\d-\d\d_\d\d\.\d\d\.\d\d_\d+$")
+"""What the Director puts behind a job's name to make it unique."""
 
 
 class JobBase:
@@ -57,15 +62,28 @@ class JobHistory:
 
     Args:
         state: Where they are.
+        job: Unique name of the job that is being made.
         previous: Unique name of the job that the Director says to build on; empty for a Full, or when it did not say.
         holds: Asks the catalog; None when it cannot be asked.
+        continues: Whether the backup is the next link of the chain that *previous* ends, an Incremental: what was made
+            beside that job does not count.
         warn: Takes what the user should know.
         reserves: Whether ids are for a backup, which no other job may take, and not for an estimate.
     """
 
     def __init__(
-        self, state: ClusterState, *, previous: str, holds: CatalogHolds | None, warn: Say, reserves: bool = True
+        self,
+        state: ClusterState,
+        *,
+        job: str,
+        previous: str,
+        continues: bool,
+        holds: CatalogHolds | None,
+        warn: Say,
+        reserves: bool = True,
     ) -> None:
+        self._name = _name_of(job)
+        self._continues = continues
         self._reserves = reserves
         self._state = state
         self._previous = previous
@@ -99,16 +117,16 @@ class JobHistory:
 
     def wal_held(self) -> WalPosition | None:
         """
-        Return up to where WAL is held: the end of the job that the Director named.
+        Return up to where WAL is held: by the job that the Director named, or by a newer one that surely succeeded.
 
-        A Full has none named; there it is the newest job that is known to have succeeded.
+        An Incremental continues the job that was named and no other. A Full has none named, and a Differential only the
+        Full, though Incrementals after that hold more. Jobs of another name are other chains.
         """
-        if self._previous:
-            record = self._state.record(self._previous)
-        else:
-            record = None
+        record = self._state.record(self._previous) if self._previous else None
+        if not self._continues:
             for one in self._state.records():
-                if one.is_confirmed:
+                is_newer = record is None or one.head.backup_id > record.head.backup_id
+                if one.is_confirmed and is_newer and _name_of(one.job) == self._name:
                     record = one
         if record is None or record.head.wal is None:
             return None
@@ -133,3 +151,8 @@ class JobHistory:
                     return None
             self._bases[backup_id] = base
         return self._bases[backup_id]
+
+
+def _name_of(job: str) -> str:
+    """Return the name that the job has in the Director's configuration."""
+    return _TIME_OF_JOB.sub("", job)
