@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,11 @@ from tests.lab.servers import installation as find_installation
 # A busy machine is no reason to fail; a failure elsewhere must be possible to repeat here.
 settings.register_profile("pgkeep", deadline=None, print_blob=True)
 settings.load_profile("pgkeep")
+
+
+# A shell has what it starts with & ignore SIGINT, and every program below would, which tests end by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

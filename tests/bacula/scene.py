@@ -14,6 +14,7 @@ from tests.lab.bacula_config import JobDefinition
 from tests.lab.cluster import SUPERUSER, Cluster, free_port, wait_for
 from tests.lab.ledger import Ledger, Mark
 from tests.lab.server_user import server_user
+from tests.lab.servers import newest_installation
 from tests.restore.keeper import Outcome, Restored, environment
 
 PLUGIN = Path(sys.prefix) / "lib/pgkeep/pgkeep-fd.so"
@@ -89,8 +90,10 @@ class Scene:
     def line(self, mode: str, more: str = "", *, user: str = SUPERUSER, cluster: Cluster | None = None) -> str:
         """Return a Plugin line for the cluster."""
         cluster = cluster or self.cluster
-        start = " start_fast=yes" if mode == "pitr" else ""
-        text = f"pgkeep: mode={mode} host={cluster.socket_directory} port={cluster.port} user={user}{start} {more}"
+        fixed = " start_fast=yes" if mode == "pitr" else ""
+        if mode == "dump" and not cluster.installation.has_client_programs:
+            fixed = f" bin_dir={newest_installation().bin_dir}"
+        text = f"pgkeep: mode={mode} host={cluster.socket_directory} port={cluster.port} user={user}{fixed} {more}"
         return text.strip()
 
     def job(self, name: str, *lines: str, **arguments: object) -> JobDefinition:

@@ -7,9 +7,11 @@ pgkeep's extensions. Each keeps what a catalog would: names, attributes, digests
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
+import re
 import select
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tests.lab.server_user import server_user
@@ -235,6 +238,7 @@ class PlainBridge:
         for kind, payload in self._packets_until_end():
             assert kind in "CD"
             self.job.lines += payload.decode().rstrip("\n").split("\n")
+        self._note_memory()
         self.send("T")
         self._reap()
         return self.job
@@ -243,6 +247,7 @@ class PlainBridge:
         """End the conversation in order."""
         self.command("END")
         self.expect("F")
+        self._note_memory()
         self.send("T")
         self._reap()
         return self.job
@@ -337,6 +342,12 @@ class PlainBridge:
         self._reap()
         return taken
 
+    def _note_memory(self) -> None:
+        """Note the backend's peak memory; ru_maxrss would be that of this process, if that is larger."""
+        with contextlib.suppress(OSError):
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+            self.job.max_rss_bytes = int(peak[1]) * 1024 if peak else 0
+
     def _reap(self) -> None:
         if self.process.stdin is not None and not self.process.stdin.closed:
             self.process.stdin.close()
@@ -347,7 +358,6 @@ class PlainBridge:
             _, status, usage = os.wait4(self.pid, 0)
             self.process.returncode = os.waitstatus_to_exitcode(status)
             self.job.cpu_seconds = usage.ru_utime + usage.ru_stime
-            self.job.max_rss_bytes = usage.ru_maxrss * 1024
         self.job.status = self.process.returncode
         self.job.seconds = time.monotonic() - self._begin
         self.process.stderr.close()

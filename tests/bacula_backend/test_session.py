@@ -343,4 +343,4 @@ def test_memory_does_not_grow_with_the_files(client: Client) -> None:
         job = client.run(ring=ring)
         assert job.status == 0
         assert job.files[f"{ROOT}/pgdata/many/large"].size == 600 << 20
-        assert job.max_rss_bytes < 150 << 20
+        assert 0 < job.max_rss_bytes < 150 << 20
