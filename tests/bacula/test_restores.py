@@ -98,7 +98,7 @@ def test_the_service_comes_back(major: int, make_scene: MakeScene) -> None:
     assert scene.cluster.value("SELECT count(*) FROM ledger_account") == 50
     port = free_port()
     scene.cluster.configure(
-        {"unix_socket_directories": str(scene.directory), "listen_addresses": "", "port": str(port)}
+        {"unix_socket_directories": str(scene.directory), "listen_addresses": " ", "port": str(port)}
     )
     scene.cluster.stop()
     options = {

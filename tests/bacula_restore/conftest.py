@@ -90,6 +90,9 @@ class Daemon:
 
 MakeDaemon = Callable[..., Daemon]
 
+NOWHERE = " "
+"""Addresses of a server without TCP, so that restored ones do not meet at the default port; empty is the default."""
+
 
 @contextmanager
 def daemons(directory: Path, make_cluster: MakeCluster) -> Iterator[MakeDaemon]:
@@ -97,7 +100,7 @@ def daemons(directory: Path, make_cluster: MakeCluster) -> Iterator[MakeDaemon]:
     with ExitStack() as stack:
 
         def make(mode: str = "pitr", *more: str, settings: dict[str, str] | None = None, **cluster: Any) -> Daemon:
-            own = {"unix_socket_directories": str(directory), "listen_addresses": ""} | (settings or {})
+            own = {"unix_socket_directories": str(directory), "listen_addresses": NOWHERE} | (settings or {})
             made: Cluster = make_cluster("data", settings=own, **cluster)
             words = [
                 *(f"mode={mode}", f"host={made.socket_directory}", f"port={made.port}", f"user={SUPERUSER}"),
