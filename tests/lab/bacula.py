@@ -26,6 +26,7 @@ from tests.lab.bacula_config import JobDefinition, Layout
 from tests.lab.bacula_console import Console
 from tests.lab.bacula_packages import BaculaInstallation, bacula_installation
 from tests.lab.cluster import wait_for
+from tests.lab.guardian import Guardian
 from tests.lab.server_user import server_user
 from tests.lab.servers import cache_directory
 
@@ -123,7 +124,7 @@ class Director:
         self._fast = fast
         self._ports, self._port_lock = _take_ports()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self._guardian: Guardian | None = None
         names = (
             "etc/jobs.d",
             "work-dir",
@@ -200,23 +201,12 @@ class Director:
         )
 
     def _guard(self) -> None:
-        """Let the daemons end when this process ends, whatever ends it: the pipe closes even by kill -9."""
         self._release()
-        pids = " ".join(str(process.pid) for process in self._processes.values())
-        self._guardian = subprocess.Popen(
-            ["/bin/sh", "-c", f"cat >/dev/null; kill -KILL {pids} 2>/dev/null"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._guardian = Guardian(*(process.pid for process in self._processes.values()), how=signal.SIGKILL)
 
     def _release(self) -> None:
         if self._guardian is not None:
-            self._guardian.kill()
-            self._guardian.wait()
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
+            self._guardian.dismiss()
             self._guardian = None
 
     def stop(self) -> None:

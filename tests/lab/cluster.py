@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from tests.lab.guardian import Guardian
 from tests.lab.installation import Installation
 from tests.lab.server_user import server_user
 from tests.lab.servers import newest_installation
@@ -62,7 +63,7 @@ class Cluster:
         self.log_file = self.socket_directory / f"{self.data_directory.name}.log"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self._guardian: Guardian | None = None
 
     @classmethod
     def create(
@@ -167,14 +168,7 @@ class Cluster:
                 start_new_session=True,
                 **user.popen_arguments(),
             )
-        # The pipe to the guardian closes when this process ends, even by kill -9.
-        self._guardian = subprocess.Popen(
-            ["/bin/sh", "-c", f"cat >/dev/null; kill -QUIT {self._process.pid} 2>/dev/null"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._guardian = Guardian(self._process.pid, how=signal.SIGQUIT)
 
     def wait_until_ready(self, *, timeout_seconds: float = 60) -> None:
         """Wait until the server takes connections; raise ServerDied with its log when it ends before that."""
@@ -250,17 +244,16 @@ class Cluster:
     def _forget(self) -> None:
         self._process = None
         if self._guardian is not None:
-            self._guardian.kill()
-            self._guardian.wait()
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
+            self._guardian.dismiss()
             self._guardian = None
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        # Not by kill(): a server that is killed leaves its shared memory segment, of which a machine has 4,096.
+        with suppress(TimeoutError):
+            self.stop("immediate", timeout_seconds=10)
 
     # ------------------------------------------------------------------------------------------------ configuring
 

@@ -122,7 +122,26 @@ def server_directory(parent: Path | None = None) -> Iterator[Path]:
     try:
         yield path
     finally:
+        _release_shared_memory(path)
         shutil.rmtree(path, onerror=_let_me_in)
+
+
+def _release_shared_memory(directory: Path) -> None:
+    """Remove the segments that killed servers beneath *directory* have left: without data directory nobody would."""
+    orphans = _shared_memory_without_users()
+    for path in directory.rglob("postmaster.pid"):
+        lines = path.read_text(errors="replace").splitlines()
+        segment = lines[6].split()[-1:] if len(lines) > 6 else []
+        if orphans.issuperset(segment):
+            for identifier in segment:
+                subprocess.run(["ipcrm", "--shmem-id", identifier], check=False)
+
+
+def _shared_memory_without_users() -> set[str]:
+    """Return the ids of the System V segments that no process has attached."""
+    table = Path("/proc/sysvipc/shm")
+    rows = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
+    return {row[1] for row in rows if row[6] == "0"}
 
 
 def short_temporary_directory() -> Path:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.lab.cluster import Cluster, MakeCluster, ServerDied, _is_alive, wait_for
 from tests.lab.server_user import server_directory
+from tests.lab.servers import installation
 
 
 def test_answers_on_socket_and_tcp(shared_cluster: Cluster) -> None:
@@ -103,3 +104,20 @@ def test_servers_die_with_the_test_runner() -> None:
             assert _is_alive(pid)
             runner.kill()
         wait_for(lambda: not _is_alive(pid), "the server ended after its runner")
+
+
+@pytest.mark.parametrize("how", ["left running", "killed"])
+def test_servers_leave_no_shared_memory(how: str) -> None:
+    """The kernel has few segments, and counts those of servers that nobody stopped."""
+    with server_directory() as directory, Cluster.create(installation(18), directory / "data") as cluster:
+        cluster.start()
+        segment = (cluster.data_directory / "postmaster.pid").read_text().splitlines()[6].split()[1]
+        assert segment in _shared_memory()
+        if how == "killed":
+            cluster.kill()
+            assert segment in _shared_memory()
+    assert segment not in _shared_memory()
+
+
+def _shared_memory() -> set[str]:
+    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 
 from tests.lab.cluster import SUPERUSER, Cluster, free_port, wait_for
+from tests.lab.guardian import Guardian
 from tests.lab.installation import Installation
 from tests.lab.ledger import Digests, Mark, check_ledger, digest
 from tests.lab.server_user import server_user
@@ -59,7 +60,7 @@ class Restored:
     port: int
     outcome: Outcome
     report: dict[str, Any] = field(default_factory=dict)
-    _guardian: subprocess.Popen[bytes] | None = None
+    _guardian: Guardian | None = None
 
     def postmaster(self) -> list[str]:
         """Return the lines of postmaster.pid; none when no server runs."""
@@ -71,13 +72,7 @@ class Restored:
         """Let the server end when this process ends, whatever ends it."""
         lines = self.postmaster()
         if lines and self._guardian is None:
-            self._guardian = subprocess.Popen(
-                ["/bin/sh", "-c", f"cat >/dev/null; kill -QUIT {lines[0]} 2>/dev/null"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self._guardian = Guardian(int(lines[0]), how=signal.SIGQUIT)
 
     def connect(self, dbname: str = "postgres") -> psycopg.Connection[Any]:
         """Connect as superuser through the socket that the server says it has."""
@@ -134,10 +129,7 @@ class Restored:
                 os.kill(int(lines[0]), how)
             wait_for(lambda: not self._runs(int(lines[0])), "the restored server has stopped", timeout_seconds=60)
         if self._guardian is not None:
-            self._guardian.kill()
-            self._guardian.wait()
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
+            self._guardian.dismiss()
             self._guardian = None
 
     def _runs(self, pid: int) -> bool:
