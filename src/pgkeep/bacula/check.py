@@ -7,7 +7,6 @@ backend runs as its user and connects to the server.
 
 from __future__ import annotations
 
-import enum
 import json
 import os
 import pwd
@@ -15,8 +14,7 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from pgkeep.bacula.daemon import FileDaemon, account_name
 from pgkeep.bacula.install import own_plugin
 from pgkeep.bacula.plugin_config import PluginConfig, read_plugin_config
 from pgkeep.errors import CheckFailed, PgkeepError
+from pgkeep.jobs.named_tests import CheckResult, NamedTest, Warned, run_tests
 from pgkeep.settings.plugin_line import parse_plugin_line
 from pgkeep.wire.packet import HEADER_BYTES, PacketKind, encode, encode_text, parse_header
 
@@ -31,29 +30,6 @@ TIMEOUT_SECONDS = 60
 PLAIN_API = "1"
 
 _TROUBLE = frozenset({PacketKind.ERROR, PacketKind.FATAL, PacketKind.JOB_ERROR})
-
-
-class Outcome(enum.Enum):
-    """How a test ended; the value is what the report says."""
-
-    OK = "OK"
-    WARNING = "WARN"
-    FAILED = "FAILED"
-    SKIPPED = "SKIPPED"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One line of the report."""
-
-    name: str
-    outcome: Outcome
-    text: str
-    hint: str = ""
-
-
-class Warned(PgkeepError):
-    """A test found something that works but should be looked at."""
 
 
 def check(daemon: FileDaemon, *, plugin_line: str, state_dir: Path) -> Iterator[CheckResult]:
@@ -65,27 +41,7 @@ def check(daemon: FileDaemon, *, plugin_line: str, state_dir: Path) -> Iterator[
         plugin_line: The line of the FileSet, with which the server is asked.
         state_dir: Where the backend keeps what it remembers.
     """
-    tests = _Tests(daemon, plugin_line, state_dir)
-    failed: set[str] = set()
-    for name, test, needs in tests.all():
-        missing = sorted(failed.intersection(needs))
-        if missing:
-            failed.add(name)
-            yield CheckResult(name, Outcome.SKIPPED, f"needs {', '.join(missing)}")
-            continue
-        result = _run(name, test)
-        if result.outcome is Outcome.FAILED:
-            failed.add(name)
-        yield result
-
-
-def _run(name: str, test: Callable[[], str]) -> CheckResult:
-    try:
-        return CheckResult(name, Outcome.OK, test())
-    except Warned as warned:
-        return CheckResult(name, Outcome.WARNING, warned.message, warned.hint)
-    except PgkeepError as error:
-        return CheckResult(name, Outcome.FAILED, error.message, error.hint)
+    return run_tests(_Tests(daemon, plugin_line, state_dir).all())
 
 
 class _Tests:
@@ -95,8 +51,8 @@ class _Tests:
         self._state_dir = state_dir
         self._config = PluginConfig()
 
-    def all(self) -> Iterator[tuple[str, Callable[[], str], tuple[str, ...]]]:
-        """Yield name, test, and the names of the tests that must not have failed before."""
+    def all(self) -> Iterator[NamedTest]:
+        """Yield the tests, each after those that it needs."""
         yield "daemon", self._test_daemon, ()
         yield "directory", self._test_directory, ()
         yield "plugin", self._test_plugin, ()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pgkeep.bacula.check import Outcome, check
+from pgkeep.bacula.check import check
 from pgkeep.bacula.daemon import FileDaemon, find_daemon
 from pgkeep.bacula.install import install
 from pgkeep.bacula.plugin_config import read_plugin_config
-from pgkeep.cli.output import print_json, print_line, say
-from pgkeep.errors import CheckFailed, SettingsError
+from pgkeep.cli.named_tests import report_results
+from pgkeep.cli.output import print_line, say
+from pgkeep.errors import SettingsError
 from pgkeep.settings import from_flags, read_config, resolve
 
 
@@ -52,20 +53,8 @@ def run_check(
 ) -> None:
     """Print a line per test as it ends; raise CheckFailed when one failed."""
     daemon = find_daemon(fd_config=_absolute(fd_config), plugin_directory=_absolute(plugin_dir))
-    results = []
-    for result in check(
-        daemon, plugin_line=line, state_dir=_state_directory(state_dir, config or _backend_config(daemon))
-    ):
-        results.append(result)
-        if not as_json:
-            print_line(f"{result.outcome.value:7} {result.name:15} {result.text}")
-            if result.hint:
-                print_line(f"{'':23} hint: {result.hint}")
-    if as_json:
-        print_json([{"name": r.name, "outcome": r.outcome.value, "text": r.text, "hint": r.hint} for r in results])
-    failed = [result.name for result in results if result.outcome is Outcome.FAILED]
-    if failed:
-        raise CheckFailed(f"{len(failed)} of {len(results)} tests failed: {', '.join(failed)}")
+    state = _state_directory(state_dir, config or _backend_config(daemon))
+    report_results(check(daemon, plugin_line=line, state_dir=state), as_json=as_json)
 
 
 def run_confirm(job: str, *, config: Path | None, state_dir: Path | None) -> None:

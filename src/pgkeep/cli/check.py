@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from pgkeep.cli.door import Call
-from pgkeep.cli.output import print_json, print_line
-from pgkeep.errors import CheckFailed
-from pgkeep.jobs.check import CheckRequest, CheckResult, Outcome, check
+from pgkeep.cli.named_tests import report_results
+from pgkeep.jobs.check import CheckRequest, check
 from pgkeep.modes.physical_wal import WalOptions
 from pgkeep.settings import check_config, read_config
 
@@ -32,19 +31,4 @@ def run(call: Call, *, as_json: bool) -> None:
         bin_dir=call.bin_dir,
         config_problems=check_config(config),
     )
-    results = []
-    for result in check(request):
-        results.append(result)
-        if not as_json:
-            _print(result)
-    if as_json:
-        print_json([{"name": r.name, "outcome": r.outcome.value, "text": r.text, "hint": r.hint} for r in results])
-    failed = [result.name for result in results if result.outcome is Outcome.FAILED]
-    if failed:
-        raise CheckFailed(f"{len(failed)} of {len(results)} tests failed: {', '.join(failed)}")
-
-
-def _print(result: CheckResult) -> None:
-    print_line(f"{result.outcome.value:7} {result.name:15} {result.text}")
-    if result.hint:
-        print_line(f"{'':23} hint: {result.hint}")
+    report_results(check(request), as_json=as_json)

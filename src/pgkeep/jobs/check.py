@@ -1,23 +1,18 @@
-"""
-Named tests of everything that a backup needs, ending with one WAL segment sent the whole way.
-
-Each test is a function that returns a line about what it found, warns, or raises what is wrong; the error's hint is
-the advice. A test that fails does not keep the others from running, unless they need what it could not get.
-"""
+"""Named tests of everything that a backup needs, ending with one WAL segment sent the whole way."""
 
 from __future__ import annotations
 
-import enum
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pgkeep.errors import CheckFailed, PgkeepError
+from pgkeep.jobs.named_tests import CheckResult, NamedTest, Warned, run_tests
 from pgkeep.modes.locality import why_not_local
 from pgkeep.modes.physical_base import ServerFacts, gather_facts
 from pgkeep.modes.physical_wal import WalOptions, choose_supply
@@ -30,29 +25,6 @@ from pgkeep.server.tools import toolbox_for_dump, toolbox_for_server
 from pgkeep.vault.layout import CLUSTER_FILE
 from pgkeep.vault.vault import ClusterVault, Vault
 from pgkeep.vault.wal_archive import WalArchive
-
-
-class Outcome(enum.Enum):
-    """How a test ended; the value is what the report says."""
-
-    OK = "OK"
-    WARNING = "WARN"
-    FAILED = "FAILED"
-    SKIPPED = "SKIPPED"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One line of the report."""
-
-    name: str
-    outcome: Outcome
-    text: str
-    hint: str = ""
-
-
-class Warned(PgkeepError):
-    """A test found something that works but should be looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,40 +55,10 @@ class CheckRequest:
     config_problems: list[str]
 
 
-class NamedTest(Protocol):
-    """A test: what it found, or an error."""
-
-    def __call__(self) -> str:
-        """Return what was found."""
-        ...
-
-
 def check(request: CheckRequest) -> Iterator[CheckResult]:
     """Run every test, one after the other, and yield its result as soon as it is known."""
-    checks = _Checks(request)
-    failed: set[str] = set()
-    try:
-        for name, test, needs in checks.tests():
-            missing = sorted(failed.intersection(needs))
-            if missing:
-                failed.add(name)
-                yield CheckResult(name, Outcome.SKIPPED, f"needs {', '.join(missing)}")
-                continue
-            result = _run(name, test)
-            if result.outcome is Outcome.FAILED:
-                failed.add(name)
-            yield result
-    finally:
-        checks.close()
-
-
-def _run(name: str, test: NamedTest) -> CheckResult:
-    try:
-        return CheckResult(name, Outcome.OK, test())
-    except Warned as warning:
-        return CheckResult(name, Outcome.WARNING, warning.message, warning.hint)
-    except PgkeepError as error:
-        return CheckResult(name, Outcome.FAILED, error.message, error.hint)
+    with closing(_Checks(request)) as checks:
+        yield from run_tests(checks.tests())
 
 
 class _Checks:
@@ -133,8 +75,8 @@ class _Checks:
         if self._server is not None:
             self._server.close()
 
-    def tests(self) -> Iterator[tuple[str, Callable[[], str], tuple[str, ...]]]:
-        """Yield name, test, and the names of the tests that it needs."""
+    def tests(self) -> Iterator[NamedTest]:
+        """Yield the tests, each after those that it needs."""
         physical = self._request.mode != "dump"
         yield "configuration", self._configuration, ()
         yield "vault", self._vault, ()
