@@ -17,6 +17,7 @@ from pgkeep.jobs.wal_plan import WalPlan
 from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.lsn import Lsn, SystemIdentifier
 from pgkeep.pg.recovery import RecoveryTarget, recovery_settings
+from pgkeep.pg.replay_settings import STARTING_SETTINGS
 from pgkeep.pg.tablespace_map import parse_tablespace_map, remap, render_tablespace_map
 from pgkeep.pg.wal import WalSegment
 
@@ -63,27 +64,13 @@ def write_recovery_files(prepared: PreparedRestore, settings: dict[str, str]) ->
         signal=Signal.RECOVERY,
         settings=settings,
     ).write(data_directory, owner=target.owner)
-    needed = {name: value for name, value in base.settings.items() if name in _NEEDED_SETTINGS}
+    needed = {name: value for name, value in base.settings.items() if name in STARTING_SETTINGS}
     for name in write_missing_configuration(data_directory, needed, owner=target.owner):
         request.warn(f"the backup held no {name}: wrote a minimal one; put your own in its place")
     for name, value in foreign_places(data_directory).items():
         request.warn(f"postgresql.conf sets {name} to {value}: mend it before starting the server by other means")
     write_file(request.wal_plan_path, wal_plan(request.recovery).render().encode(), owner=target.owner)
     target.complete()
-
-
-_NEEDED_SETTINGS = frozenset(
-    {
-        "max_connections",
-        "max_worker_processes",
-        "max_wal_senders",
-        "max_prepared_transactions",
-        "max_locks_per_transaction",
-        "wal_level",
-        "shared_preload_libraries",
-        "port",
-    }
-)
 
 
 def wal_plan(recovery: RecoveryPlan) -> WalPlan:

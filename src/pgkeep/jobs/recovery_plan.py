@@ -18,6 +18,7 @@ from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.recovery_history import WalHoldings, choose_history, furthest_end, held_along
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
+from pgkeep.pg.replay_settings import REPLAY_MINIMUMS
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead, Tablespace
 
@@ -279,19 +280,9 @@ def _made_meanwhile(head: RecordHead) -> list[Tablespace]:
     return msgspec.convert(head.details.get("made_meanwhile", []), list[Tablespace])
 
 
-# CheckRequiredParameterValues in src/backend/access/transam/xlogrecovery.c.
-_SETTINGS_OF_REPLAY = (
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
-)
-
-
 def _minimums(heads: Sequence[RecordHead]) -> dict[str, int]:
     """Return the highest value of each setting that a standby must have at least as high as its primary."""
-    known = {name: [head.settings[name] for head in heads if name in head.settings] for name in _SETTINGS_OF_REPLAY}
+    known = {name: [head.settings[name] for head in heads if name in head.settings] for name in REPLAY_MINIMUMS}
     return {name: max(map(int, values)) for name, values in known.items() if values}
 
 
