@@ -346,11 +346,12 @@ def libraries(server: Server) -> dict[str, str]:
     """
     Return the versions of what sorts text, by ``libc`` and ``icu``; a library that nothing uses lacks.
 
-    An index on text is corrupt when it is restored on a machine where they sort differently.
+    An index on text is corrupt when it is restored on a machine where they sort differently. Of ICU's 800 collations
+    the root is asked, which all build on: opening each takes a fortieth of a second.
     """
     providers = """
         SELECT collprovider, pg_collation_actual_version(oid) AS version FROM pg_collation
-        WHERE collprovider IN ('c', 'i')
+        WHERE collprovider = 'c' OR collprovider = 'i' AND collname = 'und-x-icu'
     """
     if server.capabilities.has_database_collation_version:
         providers += """
