@@ -172,7 +172,7 @@ class Director:
             self.start_daemon(name)
         return self
 
-    def start_daemon(self, name: str, *, env: Mapping[str, str] | None = None) -> None:
+    def start_daemon(self, name: str, *, env: Mapping[str, str] | None = None, as_root: bool = False) -> None:
         """Start the daemon *name*: ``dir``, ``sd`` or ``fd``; *env* is added to its environment."""
         preload = {"LD_PRELOAD": str(self.installation.nosleep)} if name == "dir" and self._fast else {}
         with (self.directory / "log" / f"{name}.out").open("ab") as output:
@@ -191,7 +191,7 @@ class Director:
                 stderr=output,
                 start_new_session=True,
                 umask=0o077,
-                **server_user().popen_arguments(),
+                **({} if as_root else server_user().popen_arguments()),
             )
         self._guard()
         port = dict(zip(("dir", "fd", "sd"), self._ports, strict=True))[name]

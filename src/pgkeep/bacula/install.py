@@ -7,13 +7,15 @@ import pwd
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pgkeep.bacula.daemon import PLUGIN, FileDaemon
 from pgkeep.bacula.plugin_config import PluginConfig, read_plugin_config
 from pgkeep.errors import SettingsError, UsageError
 
+PROGRAM = "pgkeep-backend"
 SERVER_ACCOUNT = "postgres"
 """Whom the backend runs as below a daemon of root's, unless somebody says otherwise: who owns the server's files."""
 
@@ -44,7 +46,7 @@ def install(
     """
     Copy the plugin into the daemon's Plugin Directory, and write what it goes by.
 
-    A ``pgkeep-fd.conf`` that is already there stays, unless one of *backend*, *user* and *config* is given.
+    A ``pgkeep-fd.conf`` that is already there stays as it is but for *backend*, *user* and *config* where given.
 
     Args:
         daemon: Whose plugin it will be.
@@ -59,27 +61,27 @@ def install(
         SettingsError: A file or directory cannot be written.
     """
     source = plugin or own_plugin()
-    program = backend or own_backend()
-    for path in (source, program):
-        if not path.is_file():
+    kept = read_plugin_config(daemon.plugin_config, daemon_uid=daemon.uid) if daemon.plugin_config.exists() else None
+    wanted = replace(
+        kept or PluginConfig(own_backend() if backend is None else backend, default_user(daemon)),
+        **_given(backend=backend, user=user, config=config),
+    )
+    for path in (source, wanted.backend):
+        if path is not None and not path.is_file():
             raise UsageError(f"there is no file {path}")
-    account = default_user(daemon) if user is None else user
-    _uid_of(account)
+    uid = _uid_of(wanted.user) if wanted.user else daemon.uid
     lines = []
     try:
         daemon.plugin_directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         _copy(source, daemon.plugin)
         lines.append(f"copied {source} to {daemon.plugin}")
-        is_asked = (backend, user, config) != (None, None, None)
-        if daemon.plugin_config.exists() and not is_asked:
-            kept = read_plugin_config(daemon.plugin_config, daemon_uid=daemon.uid)
-            account = kept.user
+        if wanted == kept:
             lines.append(f"left {daemon.plugin_config} as it is")
         else:
-            _write(daemon.plugin_config, PluginConfig(program, account, config).render())
-            as_whom = f" as {account}" if account else ""
-            lines.append(f"wrote {daemon.plugin_config}: {program} runs{as_whom}")
-        if _make_state(state_dir, _uid_of(account) if account else daemon.uid):
+            _write(daemon.plugin_config, wanted.render())
+            as_whom = f" as {wanted.user}" if wanted.user else ""
+            lines.append(f"wrote {daemon.plugin_config}: {wanted.backend or PROGRAM} runs{as_whom}")
+        if _make_state(state_dir, uid):
             lines.append(f"made {state_dir} for what pgkeep remembers between jobs")
     except OSError as error:
         raise SettingsError(
@@ -87,6 +89,10 @@ def install(
             hint=f"run as root, or as the user who owns {daemon.plugin_directory}",
         ) from error
     return Installed(lines, list(_to_do(daemon)))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def own_plugin() -> Path:
@@ -103,12 +109,12 @@ def own_plugin() -> Path:
 
 def own_backend() -> Path:
     """Return the backend that belongs to this pgkeep; raise UsageError when it is not installed."""
-    path = Path(sys.executable).with_name("pgkeep-backend")
+    path = Path(sys.executable).with_name(PROGRAM)
     if path.is_file():
         return path
-    found = shutil.which("pgkeep-backend")
+    found = shutil.which(PROGRAM)
     if found is None:
-        raise UsageError(f"there is no {path}, nor is pgkeep-backend anywhere in PATH", hint="name it with --backend")
+        raise UsageError(f"there is no {path}, nor is {PROGRAM} anywhere in PATH", hint="name it with --backend")
     return Path(found)
 
 
@@ -123,8 +129,6 @@ def default_user(daemon: FileDaemon) -> str:
 
 
 def _uid_of(user: str) -> int:
-    if not user:
-        return os.geteuid()
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgkeep.errors import SettingsError
 
 _NUMBERS = {"timeout": 1, "kill_after": 0}
-_KEYS = ("backend", "user", "config", "ring", *_NUMBERS)
+_TUNING = ("ring", *_NUMBERS)
+_KEYS = ("backend", "user", "config", *_TUNING)
 _MOST_SECONDS = 86400
 
 
@@ -27,11 +29,13 @@ class PluginConfig:
         backend: Path of ``pgkeep-backend``; None for the one beside the daemon's program.
         user: Whom the backend runs as; empty for the daemon's own account.
         config: Path of ``pgkeep.conf``; None leaves it to the backend.
+        tuning: What only the plugin itself goes by, as it stands in the file: ring, timeout, kill_after.
     """
 
     backend: Path | None = None
     user: str = ""
     config: Path | None = None
+    tuning: Mapping[str, str] = field(default_factory=dict)
 
     def render(self) -> str:
         """Return the text of the file."""
@@ -42,6 +46,7 @@ class PluginConfig:
             lines.append(f"user = {self.user}")
         if self.config is not None:
             lines.append(f"config = {self.config}")
+        lines += (f"{key} = {value}" for key, value in self.tuning.items())
         return "\n".join(lines) + "\n"
 
 
@@ -79,6 +84,7 @@ def read_plugin_config(path: Path, *, daemon_uid: int) -> PluginConfig:
         backend=Path(found["backend"]) if "backend" in found else None,
         user=found.get("user", ""),
         config=Path(found["config"]) if "config" in found else None,
+        tuning={key: value for key, value in found.items() if key in _TUNING},
     )
 
 
