@@ -7,19 +7,15 @@ from dataclasses import dataclass
 
 from pgkeep.errors import ServerError
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
+from pgkeep.pg.replay_settings import REPLAY_MINIMUMS
 from pgkeep.pg.wal import check_segment_size
 from pgkeep.server.connection import Server
 
 GRANTS_HINT = 'run "pgkeep grants" for the rights that the role needs'
 
-# What the control file or WAL of a primary forces upon a server that replays it (CheckRequiredParameterValues in
-# xlogrecovery.c), and what a person wants to see beside a backup.
+# What a restore needs to know, and what a person wants to see beside a backup.
 RECOVERY_SETTINGS = (
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
+    *REPLAY_MINIMUMS,
     "wal_level",
     "wal_log_hints",
     "track_commit_timestamp",
