@@ -10,7 +10,7 @@ from pgkeep.errors import RecoveryFailed, ServerError
 from pgkeep.jobs.replay import ReplayEnd, check_pause, check_reached_end, is_lasting
 from pgkeep.pg.lsn import Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
-from tests.restore.holdings import Holdings, head, lsn, plan
+from tests.restore.holdings import SEGMENT, lsn
 
 LOG = Path("/srv/data.pgkeep-restore.log")
 STOPPING = '2026-11-20 12:00:00 UTC [7] LOG:  recovery stopping after WAL location (LSN) "0/3000060"'
@@ -21,11 +21,15 @@ INSUFFICIENT = (
 
 def test_replay_that_ends_at_a_damaged_record() -> None:
     """An end of the WAL before the last segment held is a failure; one within it is how WAL ends."""
-    recovery = plan([head("full", stop=2)], Holdings({1: 9}))
+
+    def check(place: float) -> None:
+        end = ReplayEnd(lsn(place), Timeline(2), None, is_promoted=True)
+        check_reached_end(end, lsn(9), segment_size=SEGMENT, log_path=LOG)
+
     for place in (8, 8.5, 9):
-        check_reached_end(ReplayEnd(lsn(place), Timeline(2), None, is_promoted=True), recovery, log_path=LOG)
+        check(place)
     with pytest.raises(RecoveryFailed) as failed:
-        check_reached_end(ReplayEnd(lsn(4.5), Timeline(2), None, is_promoted=True), recovery, log_path=LOG)
+        check(4.5)
     assert failed.value.message == f"replay ended at {lsn(4.5)}, but WAL is held to {lsn(9)}"
 
 

@@ -42,7 +42,7 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
     from pgkeep.jobs.restore import restore
     from pgkeep.jobs.restore_plan import prepare
     from pgkeep.jobs.restore_request import RestoreRequest
-    from pgkeep.jobs.restore_settings import recovery_target, restore_command, tablespace_places
+    from pgkeep.jobs.restore_settings import recovery_target, tablespace_places
     from pgkeep.server.tools import toolbox_for_server
     from pgkeep.vault.survey import survey
     from pgkeep.vault.wal_view import WalView
@@ -69,7 +69,8 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
             overwrite_existing=settings.flag("overwrite_existing"),
             start=settings.flag("start_postgresql_after_restore"),
             archive=cluster.archive,
-            restore_command=restore_command(call.vault_path, call.cluster_name),
+            vault_path=call.vault_path,
+            cluster_name=call.cluster_name,
             toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=call.bin_dir),
             timeout_seconds=settings.number("restore_timeout"),
             workers=call.workers,

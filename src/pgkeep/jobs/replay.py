@@ -14,7 +14,6 @@ import psycopg
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import RecoveryFailed, ServerError
-from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.control_file import ClusterState
 from pgkeep.pg.lsn import Lsn, Timeline
@@ -177,16 +176,15 @@ def check_pause(log: Sequence[str], target: RecoveryTarget, lsn: Lsn, *, log_pat
     raise RecoveryFailed(f"replay paused at {lsn}, before {target}: {reason}", hint=f"see {log_path}")
 
 
-def check_reached_end(end: ReplayEnd, recovery: RecoveryPlan, *, log_path: Path) -> None:
+def check_reached_end(end: ReplayEnd, archived_end: Lsn, *, segment_size: int, log_path: Path) -> None:
     """
     Raise RecoveryFailed when a replay to the end of the WAL ended before the last segment that is held.
 
     The server takes a record that it cannot read for the end of the WAL, wherever that record is.
     """
-    wal = recovery.base.wal
-    if wal is not None and end.lsn + wal.segment_size < recovery.archived_end:
+    if end.lsn + segment_size < archived_end:
         raise RecoveryFailed(
-            f"replay ended at {end.lsn}, but WAL is held to {recovery.archived_end}",
+            f"replay ended at {end.lsn}, but WAL is held to {archived_end}",
             hint=f"a record in between is damaged: see {log_path}; --target-lsn={end.lsn} restores what comes before",
         )
 

@@ -7,6 +7,7 @@ whatever can be known to fail, and touches nothing; its result is the plan that 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,8 +16,9 @@ from pgkeep.datadir.instance import PrivateAccess
 from pgkeep.datadir.lay_down import LaidDown, LayDown
 from pgkeep.datadir.owner import Owner
 from pgkeep.jobs.amount import size_text
-from pgkeep.jobs.fenced_server import FencedServer
+from pgkeep.jobs.fenced_server import FencedServer, Voice, archive_socket_of
 from pgkeep.jobs.phase_log import PhaseLog
+from pgkeep.jobs.planned_state import planned_state
 from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, write_recovery_files
 from pgkeep.jobs.recovery_plan import raised_minimums
 from pgkeep.jobs.replay import ReplayEnd
@@ -86,20 +88,20 @@ def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None 
     request = prepared.request
     files, size = laid.files, laid.bytes
     log.done(f"{size_text(size)} restored in {files} files")
+    state = planned_state(prepared, restore_id=f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}")
+    voice = Voice(request.say, request.warn)
     if not request.start:
-        settings = settings_of_recovery(prepared, request.target, socket=None)
-        write_recovery_files(prepared, settings)
+        settings = settings_of_recovery(state, state.target, socket=None)
+        write_recovery_files(state, settings, warn=voice.warn)
         log.done(describe_target(settings))
         _say_what_is_left(request)
         return RestoreResult(files, size, None)
-    owner = prepared.target.owner or Owner.of(prepared.target.data_directory)
-    access = PrivateAccess.make(owner)
+    access = PrivateAccess.make(state.owner_of_files or Owner.of(state.directory))
     try:
-        fenced = FencedServer(prepared, access, owner)
-        settings = settings_of_recovery(prepared, request.target, socket=fenced.archive_socket)
-        write_recovery_files(prepared, settings)
+        settings = settings_of_recovery(state, state.target, socket=archive_socket_of(access))
+        write_recovery_files(state, settings, warn=voice.warn)
         log.done(describe_target(settings))
-        end, databases = fenced.run(log)
+        end, databases = FencedServer(state, access, voice).run(log)
     finally:
         if not (access.directory / f".s.PGSQL.{access.port}").exists():
             access.remove()

@@ -29,8 +29,8 @@ class RestoreRequest:
         overwrite_existing: Move away what stands there.
         start: Run phases 4 to 6; otherwise they are prepared and happen when the server is started.
         archive: Where the WAL comes from.
-        restore_command: Returns it as the restored server will run it, given the path of the restore's WAL plan, and of
-            the socket where pgkeep answers meanwhile, if it does.
+        vault_path: The vault that *archive* is in.
+        cluster_name: The cluster's name there.
         toolbox: Programs of the backup's major version; None where there are none, so that nothing can be started.
         timeout_seconds: For phase 4; 0 waits for ever.
         workers: Threads for the lay-down.
@@ -49,7 +49,8 @@ class RestoreRequest:
     overwrite_existing: bool = False
     start: bool = False
     archive: WalArchive
-    restore_command: Callable[[Path, Path | None], str]
+    vault_path: Path
+    cluster_name: str
     toolbox: Toolbox | None
     timeout_seconds: int = 3600
     workers: int = 2

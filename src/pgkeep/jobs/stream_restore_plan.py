@@ -20,7 +20,7 @@ from pgkeep.jobs.recovery_history import held_along
 from pgkeep.jobs.recovery_plan import RecoveryPlan, plan_recovery
 from pgkeep.jobs.restore_plan import PreparedRestore, prepare
 from pgkeep.jobs.restore_request import RestoreRequest
-from pgkeep.jobs.restore_settings import recovery_target, restore_command, tablespace_places
+from pgkeep.jobs.restore_settings import recovery_target, tablespace_places
 from pgkeep.jobs.stream_restore import record_of
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.lsn import Lsn, Timeline
@@ -157,7 +157,8 @@ def prepare_stream(
         overwrite_existing=settings.flag("overwrite_existing"),
         start=settings.flag("start_postgresql_after_restore"),
         archive=private.archive,
-        restore_command=restore_command(private.vault_path, private.cluster),
+        vault_path=private.vault_path,
+        cluster_name=private.cluster,
         toolbox=_toolbox(base, settings),
         timeout_seconds=settings.number("restore_timeout"),
         workers=settings.number("parallel_jobs"),

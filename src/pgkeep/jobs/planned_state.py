@@ -1,0 +1,84 @@
+"""The state in which a restore begins: what phase 1 decided, and what the later phases need of the backup's record."""
+
+from __future__ import annotations
+
+from pgkeep.jobs.recovery_config import wal_plan
+from pgkeep.jobs.restore_plan import PreparedRestore
+from pgkeep.jobs.restore_state import RestoreState, text_of_target
+from pgkeep.pg.capabilities import Capabilities
+from pgkeep.pg.replay_settings import STARTING_SETTINGS
+from pgkeep.pg.tablespace_map import parse_tablespace_map, remap, render_tablespace_map
+from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
+
+
+def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState:
+    """Return the state of *prepared*, of which nothing is done but phase 1."""
+    request, target = prepared.request, prepared.target
+    base, recovery = request.base, request.recovery
+    return RestoreState(
+        restore_id=restore_id,
+        backup_id=base.backup_id,
+        system_identifier=base.system_identifier,
+        data_directory=str(target.data_directory),
+        version_directory=target.version_directory,
+        tablespaces={str(oid): str(path or "") for oid, path in target.tablespaces.items()},
+        owner=(target.owner.uid, target.owner.gid) if target.owner is not None else None,
+        major=request.major,
+        superuser=str(base.details.get("superuser", "postgres")),
+        stop_lsn=base.stop_lsn,
+        timeline=int(recovery.timeline),
+        target_kind=request.target.kind.value,
+        target_value=text_of_target(request.target),
+        target_inclusive=request.target.inclusive,
+        target_action=request.target.action.value,
+        archived_end=str(recovery.archived_end),
+        segment_size=base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE,
+        has_hole=recovery.has_hole,
+        recovery_settings=_recovery_settings(prepared),
+        lasting=dict(prepared.lasting),
+        minimums=dict(recovery.minimums),
+        vault=str(request.vault_path),
+        cluster=request.cluster_name,
+        bin_directory=str(request.toolbox.directory) if request.toolbox is not None else "",
+        timeout_seconds=request.timeout_seconds,
+        backup_label=base.backup_label,
+        tablespace_map=_tablespace_map(prepared),
+        configuration={name: value for name, value in base.settings.items() if name in STARTING_SETTINGS},
+        wal_plan=wal_plan(recovery).render(),
+        asides=[(str(aside.path), str(aside.new_path)) for aside in prepared.aside],
+        is_asked_to_start=request.start,
+    )
+
+
+def _recovery_settings(prepared: PreparedRestore) -> dict[str, str]:
+    request = prepared.request
+    base = request.base
+    # Whoever starts the server without us must not wake a subscription that takes the publisher's slot.
+    settings = {"max_logical_replication_workers": "0"}
+    if not request.start:
+        # Whoever starts it starts it once, to replay and to stay: what was raised since the base is raised here.
+        settings |= {
+            name: str(value)
+            for name, value in request.recovery.minimums.items()
+            if value > int(base.settings.get(name, value))
+        }
+    is_in_place = any(not tablespace.location for tablespace in base.tablespaces)
+    # Replay makes a directory in pg_tblspc for changes of a tablespace that was left out; older servers never mind.
+    is_left_out = bool(base.details.get("left_out"))
+    if is_in_place or (is_left_out and Capabilities(base.server_version).has_in_place_tablespaces):
+        # Without it a server that becomes consistent takes a directory in pg_tblspc for a fault (xlogrecovery.c,
+        # CheckTablespaceDirectory), and panics.
+        settings["allow_in_place_tablespaces"] = "on"
+    return settings
+
+
+def _tablespace_map(prepared: PreparedRestore) -> str:
+    base, target = prepared.request.base, prepared.target
+    # A tablespace that this restore does not lay down gets no link: it would lead into the files of the original.
+    paths = {
+        oid: path
+        for oid, path in parse_tablespace_map(base.tablespace_map, major=prepared.request.major).items()
+        if oid in target.outside
+    }
+    moved = remap(paths, {oid: str(target.outside[oid]) for oid in paths})
+    return render_tablespace_map(moved, major=prepared.request.major) if moved else ""
