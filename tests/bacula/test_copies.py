@@ -142,3 +142,31 @@ def test_jobs_that_share_a_volume(make_scene: MakeScene) -> None:
         where = scene.directory / job.name
         scene.director.restore(job, where).must()
         scene.assert_restored(where, marks["Incremental"])
+
+
+@pytest.mark.parametrize("level", ["VolumeToCatalog", "Data"])
+def test_verify_needs_no_server(level: str, scene: Scene) -> None:
+    """A Verify job reads a job back and finds it as the catalog says, with PostgreSQL stopped."""
+    job = scene.job("pitr", scene.line("pitr"))
+    scene.backup(job, "Full")
+    scene.transfer()
+    scene.backup(job, "Incremental")
+    scene.cluster.stop()
+    scene.director.add_resource(
+        "zz-verify",
+        f"""Job {{
+  Name = Verify
+  Type = Verify
+  Level = {level}
+  Verify Job = {job.name}
+  Client = lab-fd
+  FileSet = {job.fileset}
+  Storage = lab-sd
+  Pool = Default
+  Messages = Standard
+}}
+""",
+    )
+    result = scene.director.run("Verify", level)
+    assert result.status == "T", result.text
+    assert result.files > 0
