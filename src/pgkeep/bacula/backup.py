@@ -28,7 +28,7 @@ from pgkeep.bacula.state import ClusterState, UnnamedRecord
 from pgkeep.errors import ServerError, SettingsError
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.backup import RecordingSink, backup
-from pgkeep.jobs.connection import connection_target
+from pgkeep.jobs.connection import open_source
 from pgkeep.modes import mode_named
 from pgkeep.modes.contract import BackupRequest, Mode, Plan
 from pgkeep.server import queries
@@ -96,7 +96,7 @@ def run(session: Session) -> None:
                 record.append(held.enter_context(contextlib.closing(this.state.begin(job.name, head, files, tail))))
 
             files = held.enter_context(contextlib.closing(FileList(str(this.state.directory))))
-            with Server.open(connection_target(this.settings)) as server:
+            with open_source(this.settings, say=channel.say, warn=channel.warn) as server:
                 _release_slot(this, server)
                 source = f"{server.sql.info.host}:{server.sql.info.port}"
                 open_sink = SinkOpener(this, files, recorded)

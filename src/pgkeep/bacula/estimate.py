@@ -6,8 +6,7 @@ from pgkeep.bacula.backup import prepared_job
 from pgkeep.bacula.owners import group_number, user_number
 from pgkeep.bacula.session import Session
 from pgkeep.bacula.sink import NANOSECONDS, catalog_name
-from pgkeep.jobs.connection import connection_target
-from pgkeep.server.connection import Server
+from pgkeep.jobs.connection import open_source
 from pgkeep.streams.item import ItemHeader, ItemKind
 from pgkeep.wire.file_item import FileKind, FileStatus, encode_file
 
@@ -21,7 +20,10 @@ _KINDS = {
 def run(session: Session) -> None:
     """List what the backup of one Plugin line would send."""
     channel = session.channel
-    with prepared_job(session, is_estimate=True) as this, Server.open(connection_target(this.settings)) as server:
+    with (
+        prepared_job(session, is_estimate=True) as this,
+        open_source(this.settings, say=channel.say, warn=channel.warn) as server,
+    ):
         channel.end()
         plan = this.mode.plan(this.request, server=server, history=this.history)
         if plan.reason:

@@ -11,6 +11,7 @@ from pgkeep.cli.progress import ProgressSink
 from pgkeep.errors import VaultError
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.backup import RecordingSink, backup
+from pgkeep.jobs.connection import open_source
 from pgkeep.modes import mode_named
 from pgkeep.modes.contract import BackupRequest, Plan
 from pgkeep.server import queries
@@ -40,7 +41,7 @@ def run(call: Call, *, as_json: bool) -> None:
     with (
         call.cluster() as cluster,
         cluster.lock_for_backup() as locks,
-        Server.open(call.connection()) as server,
+        open_source(settings, say=say, warn=warn) as server,
     ):
         if mode.name != "dump":
             _check_identity(cluster, server)

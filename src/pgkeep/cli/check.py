@@ -6,7 +6,9 @@ import os
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.named_tests import report_results
+from pgkeep.cli.output import say, warn
 from pgkeep.jobs.check import CheckRequest, check
+from pgkeep.jobs.connection import open_source
 from pgkeep.modes.physical_wal import WalOptions
 from pgkeep.settings import check_config, read_config
 
@@ -18,7 +20,7 @@ def run(call: Call, *, as_json: bool) -> None:
     request = CheckRequest(
         cluster=call.cluster_name,
         vault_path=call.vault_path,
-        target=call.connection(),
+        open_server=lambda: open_source(settings, say=say, warn=warn),
         # Without a mode everything is tested, the way of the WAL too.
         mode=settings.get("mode") if settings.is_given("mode") else "pitr",
         transport=settings.get("transport"),

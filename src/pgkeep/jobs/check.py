@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from pgkeep.modes.physical_wal import WalOptions, choose_supply
 from pgkeep.pg.lsn import SystemIdentifier, Timeline
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
-from pgkeep.server.connection import ConnectionTarget, Server
+from pgkeep.server.connection import Server
 from pgkeep.server.slots import TemporarySlot, find_slot
 from pgkeep.server.tools import toolbox_for_dump, toolbox_for_server
 from pgkeep.vault.layout import CLUSTER_FILE
@@ -35,7 +35,7 @@ class CheckRequest:
     Attributes:
         cluster: The cluster's name in the vault.
         vault_path: Where the vault is.
-        target: How to reach the server.
+        open_server: Connects to the server that backups will be taken from.
         mode: The mode that backups will be made with.
         transport: As the mode's option.
         wal: How the mode finds its WAL.
@@ -46,7 +46,7 @@ class CheckRequest:
 
     cluster: str
     vault_path: Path
-    target: ConnectionTarget
+    open_server: Callable[[], Server]
     mode: str
     transport: str
     wal: WalOptions
@@ -123,7 +123,7 @@ class _Checks:
         )
 
     def _connect(self) -> str:
-        self._server = Server.open(self._request.target)
+        self._server = self._request.open_server()
         return f"PostgreSQL {self._server.version_text} at {self._server.where}"
 
     def _settings(self) -> str:

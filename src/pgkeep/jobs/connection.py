@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from pgkeep.server.connection import ConnectionTarget
+from collections.abc import Callable
+
+from pgkeep.server.connection import ConnectionTarget, Server
+from pgkeep.server.standby import open_standby, standby_targets
 from pgkeep.settings import Resolved
+
+
+def open_source(settings: Resolved, *, say: Callable[[str], None], warn: Callable[[str], None]) -> Server:
+    """
+    Connect to the server that a backup is taken from: the one that *settings* name, or a standby where they ask for it.
+
+    Raises:
+        ServerError: It cannot be reached, or none of the hosts is a standby.
+    """
+    target = connection_target(settings)
+    if not settings.flag("backup_from_standby"):
+        return Server.open(target)
+    return open_standby(standby_targets(target, settings.names("standby_host")), say=say, warn=warn)
 
 
 def connection_target(settings: Resolved) -> ConnectionTarget:

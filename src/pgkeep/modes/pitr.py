@@ -117,12 +117,13 @@ class PitrMode:
         options: PitrOptions = request.options
         facts = gather_facts(server)
         left_out = _left_out(options, facts)
-        level, base, reason = _choose_base(request, facts, history, queries.flushed_lsn(server))
         held = history.wal_held()
         if held is not None and not facts.history.contains(held.timeline, held.lsn):
             # A primary that was failed over from may have archived past the fork; up to the fork the history is common.
             fork = facts.history.fork_of(held.timeline)
             held = WalPosition(held.timeline, fork) if fork is not None else None
+        flushed = _flushed(request, server, facts, held)
+        level, base, reason = _choose_base(request, facts, history, flushed)
         transport = "wal"
         if level is not Level.INCREMENTAL or options.incremental_content == "files":
             transport = _choose_transport(options.transport, server, facts)
@@ -174,6 +175,17 @@ def _source_kind(transport: str) -> Any:
     from pgkeep.modes.pitr_source import WalSource
 
     return WalSource
+
+
+def _flushed(request: BackupRequest, server: Server, facts: ServerFacts, held: WalPosition | None) -> Lsn:
+    """Return up to where the server has WAL; a standby is given the time to get as far as earlier backups."""
+    if not facts.identity.is_in_recovery:
+        return queries.flushed_lsn(server)
+    from pgkeep.modes.standby import catch_up, warn_of_archive
+
+    wal: WalOptions = request.options.wal
+    warn_of_archive(server, wants_wait=wal.wait_for_archive, warn=request.warn)
+    return catch_up(server, held, timeout_seconds=wal.timeout_seconds, say=request.say)
 
 
 def _choose_base(

@@ -17,6 +17,7 @@ from pgkeep.pg.lsn import Lsn
 from pgkeep.server import queries
 from pgkeep.server.backup_session import BackupStop
 from pgkeep.server.connection import Server
+from pgkeep.server.standby import standby_state
 from pgkeep.streams.item import BytesItem, Item, ItemHeader
 from pgkeep.streams.record import DamagedPages, RecordHead, Tablespace
 
@@ -31,6 +32,7 @@ class PitrSource:
         self._plan = plan
         self._server = server
         self._warnings: list[str] = [plan.reason] if plan.reason else []
+        self._standby_states = [standby_state(server)] if plan.facts.identity.is_in_recovery else []
         self._begin_time = request.begin
         self._wal = CarriedWal(
             server,
@@ -142,14 +144,26 @@ class PitrSource:
         )
         self._note_later_tablespaces()
         self._note_next_transaction()
+        self._note_completeness()
 
     def _note_oldest_transaction(self) -> None:
         """Take note, before the backup's stop: a transaction older than this has certainly ended before that."""
+        if self._head.from_standby:
+            self._standby_states.append(standby_state(self._server))
         self._head.details["oldest_xid"], _ = queries.running_transactions(self._server)
 
     def _note_next_transaction(self) -> None:
         """Take note, after the backup's stop: from this transaction on all certainly end later than that."""
         _, self._head.details["next_xid"] = queries.running_transactions(self._server)
+
+    def _note_completeness(self) -> None:
+        """Take note, when the backup's end is known, of the moment before which a standby's copy lacks nothing."""
+        stop_lsn = Lsn.parse(self._head.stop_lsn)
+        # The end may lie before what was replayed: it is what is on disk that counts.
+        for state in reversed(self._standby_states):
+            if state.complete_until is not None and state.replayed is not None and state.replayed <= stop_lsn:
+                self._head.details["complete_until"] = iso(state.complete_until)
+                break
 
     def _note_damage(self, damaged: list[DamagedPages]) -> None:
         """Warn of truly bad pages, and take them into the head."""

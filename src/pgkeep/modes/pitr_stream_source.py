@@ -150,6 +150,7 @@ class StreamSource(PitrSource):
         )
         self._note_later_tablespaces()
         self._note_next_transaction()
+        self._note_completeness()
         blocks_per_segment = control.blocks_per_segment
         self._note_damage([self._damaged_pages(file, blocks_per_segment) for file in end.damaged])
 

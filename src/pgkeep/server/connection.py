@@ -56,6 +56,7 @@ class ConnectionTarget:
         dbname: The database for questions; ``postgres`` when neither this nor *service* names one.
         connect_timeout_seconds: Per address; 0 waits without end.
         role: The role to become after login (``SET ROLE``); not for replication, which the login role must be able to.
+        hostaddr: The address that *host* has; empty to look it up. The name still counts for TLS and pgpass files.
         target_session_attrs: As in libpq; chooses among several hosts.
         application_name: As ``pg_stat_activity`` shows it.
     """
@@ -73,6 +74,7 @@ class ConnectionTarget:
     sslkey: str = ""
     connect_timeout_seconds: int = 10
     role: str = ""
+    hostaddr: str = ""
     target_session_attrs: str = ""
     application_name: str = "pgkeep"
 
@@ -91,6 +93,7 @@ class ConnectionTarget:
         """Return libpq's connection parameters, the password among them."""
         given: dict[str, str | int] = {
             "host": self.host,
+            "hostaddr": self.hostaddr,
             "port": self.port,
             "user": self.user,
             "password": self.password,

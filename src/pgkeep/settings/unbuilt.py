@@ -4,7 +4,6 @@ from __future__ import annotations
 
 NOT_BUILT = frozenset(
     {
-        "backup_from_standby",
         "cdp_window_seconds",
         "large_table_threshold",
         "log_dir",
@@ -18,7 +17,6 @@ NOT_BUILT = frozenset(
         "recreate_subscriptions",
         "restore_as_standby",
         "restore_replication_state",
-        "standby_host",
         "track_replication_state",
         "verify_amcheck_after",
         "verify_checksum_after",

@@ -270,6 +270,7 @@ PARAMETERS = (
         places=_ANY,
         verbs=("backup", "check", "receive"),
         example="pg-standby-01.example.net,pg-standby-02.example.net",
-        help="Hosts to try in turn for a standby. Naming one sets `backup_from_standby`, unless that is given as `no`.",
+        help="Hosts to try in turn for a standby that streams, each `host`, `host:port` or the directory of a socket. "
+        "Naming one sets `backup_from_standby`, unless that is given as `no`.",
     ),
 )

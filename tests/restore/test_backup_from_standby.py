@@ -1,0 +1,130 @@
+"""Backups from standbys: which server is taken, and what a standby cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab.cluster import SUPERUSER, Cluster, free_port, wait_for
+from tests.lab.ledger import Ledger
+from tests.restore.conftest import MakeKeeper
+from tests.restore.keeper import Keeper, Outcome
+
+
+@dataclass
+class Pair:
+    """A primary with a vault, and a standby that streams from it."""
+
+    keeper: Keeper
+    standby: Cluster
+
+    @property
+    def primary(self) -> Cluster:
+        """The primary."""
+        return self.keeper.cluster
+
+    def backup(self, level: str, hosts: str, *arguments: str) -> Outcome:
+        """Ask for a backup from one of *hosts*; the other options lead to the primary."""
+        options = [*self.keeper.backup_options(level, "auto"), f"--standby-host={hosts}", *arguments]
+        return self.keeper.run("backup", *options)
+
+    def at(self, cluster: Cluster) -> str:
+        """Return *cluster* as ``standby_host`` has it."""
+        return f"{cluster.socket_directory}:{cluster.port}"
+
+    def where(self, cluster: Cluster) -> str:
+        """Return *cluster* as messages have it."""
+        return f"{self.at(cluster)} as {SUPERUSER}"
+
+    def catch_up(self) -> None:
+        """Wait until the standby has all that the primary wrote, and streams."""
+        self.standby.wait_for_replay(self.primary.current_lsn())
+        wait_for(
+            lambda: self.standby.value("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == 1,
+            "the standby streams",
+        )
+
+
+@pytest.fixture
+def pair(make_keeper: MakeKeeper, lab_directory: Path) -> Iterator[Pair]:
+    """A primary with a ledger in it, and a standby."""
+    keeper = make_keeper()
+    with ExitStack() as stack:
+        standby = stack.enter_context(keeper.cluster.create_standby(lab_directory / "standby"))
+        standby.start()
+        yield Pair(keeper, standby)
+
+
+def test_first_standby_of_a_list(major: int, pair: Pair) -> None:
+    """Hosts are tried in turn; one that is down, and a primary, are passed over with the reason."""
+    ledger = Ledger(pair.primary)
+    ledger.transfer(3)
+    mark = ledger.mark("there")
+    pair.catch_up()
+    nobody = f"127.0.0.1:{free_port()}"
+    outcome = pair.backup("full", f"{nobody},{pair.at(pair.primary)},{pair.at(pair.standby)}")
+    assert outcome.status == 0, outcome.lines
+    assert outcome.lines[0].startswith(f"passed over: cannot connect to PostgreSQL at {nobody} as postgres: ")
+    assert outcome.lines[1:3] == [
+        f"passed over: {pair.where(pair.primary)} is a primary, expected a standby",
+        f"backup from the standby at {pair.where(pair.standby)}",
+    ]
+    pair.keeper.restore(f"--backup-id={outcome.report['backup_id']}").assert_is_at(mark)
+
+
+def test_primary_that_looks_read_only(pair: Pair) -> None:
+    """A primary whose transactions are read-only by default is no standby."""
+    pair.primary.configure({"default_transaction_read_only": "on"})
+    pair.primary.reload()
+    wait_for(lambda: pair.primary.value("SHOW default_transaction_read_only") == "on", "the setting is in force")
+    outcome = pair.keeper.run("backup", *pair.keeper.backup_options("full", "auto"), "--backup-from-standby")
+    why = "expected a standby: default_transaction_read_only = on makes none of it"
+    assert (outcome.status, outcome.refusal) == (
+        4,
+        [
+            f"error: no standby to back up from: {pair.where(pair.primary)} is a primary, {why}",
+            "hint: set standby_host, or backup_from_standby=no to back up the primary",
+        ],
+    )
+    assert pair.keeper.info()["backups"] == []
+
+
+def test_standby_that_does_not_stream(pair: Pair, lab_directory: Path) -> None:
+    """A standby that has lost its primary is taken only when no other one streams, and with a warning."""
+    mark = Ledger(pair.primary).mark("there")
+    pair.catch_up()
+    with pair.primary.create_standby(lab_directory / "lonely") as lonely:
+        lonely.configure({"primary_conninfo": "host=/nonexistent"})
+        lonely.start()
+        outcome = pair.backup("full", pair.at(lonely))
+        warning = f"the standby at {pair.where(lonely)} does not stream from its primary: what it holds may be old"
+        assert (outcome.status, outcome.warnings) == (0, [warning])
+        pair.keeper.restore(f"--backup-id={outcome.report['backup_id']}").assert_is_at(mark)
+        outcome = pair.backup("full", f"{pair.at(lonely)},{pair.at(pair.standby)}")
+        assert (outcome.status, outcome.warnings) == (0, [])
+        assert f"backup from the standby at {pair.where(pair.standby)}" in outcome.lines
+
+
+def test_standby_that_lags_behind(pair: Pair) -> None:
+    """No backup of a standby goes back behind what an earlier backup holds; the standby gets a while to catch up."""
+    ledger = Ledger(pair.primary)
+    pair.keeper.backup("full", "local")
+    pair.standby.sql("ALTER SYSTEM SET primary_conninfo = 'host=/nonexistent'")
+    pair.standby.restart()
+    ledger.transfer(3)
+    held = pair.keeper.backup("incremental", "local").report["wal_stop"]
+    outcome = pair.backup("incremental", pair.at(pair.standby), "--switch-wal-timeout=1s")
+    assert outcome.status == 4
+    assert outcome.refusal[0].startswith(f"error: the standby at {pair.where(pair.standby)} lags behind: it has WAL up")
+    assert outcome.refusal[0].endswith(f"the newest backup holds it up to {held}")
+    pair.standby.sql("ALTER SYSTEM RESET primary_conninfo")
+    pair.standby.restart()
+    mark = ledger.mark("there")
+    pair.primary.switch_wal()
+    outcome = pair.backup("incremental", pair.at(pair.standby), "--switch-wal-timeout=60s")
+    assert outcome.status == 0, outcome.lines
+    pair.keeper.restore().assert_is_at(mark)
