@@ -1,0 +1,123 @@
+"""The processes of this host, as ``/proc`` shows them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_INTERPRETERS = ("python", "pypy", "sh", "bash", "dash", "perl", "ruby")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """
+    A process at the moment of the look.
+
+    Attributes:
+        pid: Its number.
+        words: Its command line; a process may have put a title of its own in its place.
+    """
+
+    pid: int
+    words: tuple[str, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What the program may be called: the file's own name, or that of the script that an interpreter runs."""
+        if not self.words:
+            return frozenset()
+        first = os.path.basename(self.words[0]).rstrip(":")
+        return frozenset({first, self._script if first.startswith(_INTERPRETERS) else first})
+
+    @property
+    def _script(self) -> str:
+        """The name of the script or module that an interpreter runs; empty for a command on its command line."""
+        for word in self.words[1:]:
+            if word == "-c":
+                return ""
+            if not word.startswith("-"):
+                path = Path(word)
+                return path.parent.name if path.name == "__main__.py" else path.name
+        return ""
+
+    def option(self, *flags: str) -> str:
+        """Return the value of the first of *flags* on the command line: ``-f VALUE`` or ``--file=VALUE``; or empty."""
+        for index, word in enumerate(self.words):
+            if word in flags:
+                return self.words[index + 1] if index + 1 < len(self.words) else ""
+            flag, found, value = word.partition("=")
+            if found and flag in flags:
+                return value
+        return ""
+
+    def variable(self, name: str) -> str:
+        """Return a variable of its environment; empty when there is none, or when we may not know."""
+        try:
+            content = (_PROC / str(self.pid) / "environ").read_bytes()
+        except OSError:
+            return ""
+        for entry in content.split(b"\0"):
+            key, found, value = entry.partition(b"=")
+            if found and os.fsdecode(key) == name:
+                return os.fsdecode(value)
+        return ""
+
+    def path(self, text: str) -> Path:
+        """Return *text*, a path on its command line, as an absolute path."""
+        path = Path(text)
+        if path.is_absolute():
+            return path
+        try:
+            return Path(os.readlink(_PROC / str(self.pid) / "cwd")) / path
+        except OSError:
+            return path.absolute()
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, {' '.join(self.words)[:120]}"
+
+
+def all_processes() -> Iterator[Process]:
+    """Yield every process that sees the files that we see; those of containers see others under the same names."""
+    own = _mount_namespace(os.getpid())
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (process := read_process(int(entry.name))) is not None:
+            namespace = _mount_namespace(process.pid)
+            if not namespace or namespace == own:
+                yield process
+
+
+def read_process(pid: int) -> Process | None:
+    """Return one process; None when it is gone, or a thread of the kernel."""
+    try:
+        content = (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return None
+    words = tuple(os.fsdecode(word) for word in content.rstrip(b"\0").split(b"\0"))
+    return Process(pid, words) if any(words) else None
+
+
+def ancestors(pid: int) -> Iterator[Process]:
+    """Yield the parent of process *pid*, its parent, and so on."""
+    while (pid := _parent(pid)) > 1:
+        process = read_process(pid)
+        if process is None:
+            return
+        yield process
+
+
+def _parent(pid: int) -> int:
+    try:
+        # The name in parentheses may hold anything, parentheses included; what follows the last one is plain.
+        return int((_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _mount_namespace(pid: int) -> str:
+    try:
+        return os.readlink(_PROC / str(pid) / "ns" / "mnt")
+    except OSError:
+        return ""
