@@ -450,3 +450,16 @@ backup_end_file(struct job *job)
 	/* startBackupFile knows when there is no more. */
 	return (RC_MORE);
 }
+
+void
+backup_end(struct job *job)
+{
+	bool is_given_up = job_is_cancelled(job) || daemon_gave_up(job->context);
+
+	for (const struct line *line = job->lines; line != NULL; line = line->next)
+		is_given_up = is_given_up || line->has_failed;
+	if (!is_given_up && job->collected.length > 0 && !job->is_collected_saved)
+		message(job->context, MESSAGE_FATAL, "a Plugin line of the FileSet was not run, so that the restore object of the "
+		    "job was not saved: nothing of it could be restored");
+	job_end_backends(job);
+}

@@ -16,6 +16,9 @@ enum rc backup_begin(struct job *job, const char *command, enum duty duty);
 /* The daemon's callbacks. */
 enum rc backup_start_file(struct job *job, struct save_packet *packet);
 enum rc backup_end_file(struct job *job);
+
+/* The daemon is through with the files of the job. Its status is decided after this. */
+void backup_end(struct job *job);
 void backup_io(struct job *job, struct io_packet *packet);
 
 #endif

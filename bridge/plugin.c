@@ -94,6 +94,8 @@ handle_event(struct bacula_context *context, struct bacula_event *event, void *v
 		restore_end(job);
 		break;
 	case EVENT_END_BACKUP_JOB:
+		backup_end(job);
+		break;
 	case EVENT_JOB_END:
 		/* After a good job nothing runs any more. */
 		job_end_backends(job);

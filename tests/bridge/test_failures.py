@@ -177,6 +177,25 @@ def test_no_object_when_a_line_failed(daemon: FakeDaemon) -> None:
     assert (daemon.files, daemon.status) == ([], "f")
 
 
+def test_a_line_that_the_daemon_left_out(daemon: FakeDaemon) -> None:
+    """Without the last line there is no restore object, and without that no restore: the job fails."""
+    daemon.say(
+        """
+        begin('BackupStart')
+        say('RESTOREOBJ:head'); say('RESTOREOBJ_LEN:1'); send('D', 'x'); send('F')
+        send('F')
+        end()
+        """
+    )
+    daemon.order("event", 20, "pgkeep: a")
+    daemon.order("event", 20, "pgkeep: b")
+    daemon.order("backup", "pgkeep: a")
+    daemon.order("end-backup")
+    [(kind, text)] = daemon.messages
+    assert (kind, daemon.status) == (FATAL, "f")
+    assert text.startswith("a Plugin line of the FileSet was not run")
+
+
 CONFIGS = {
     "an unknown key": ("bakend = /x", "line 1: bakend: expected one of backend, user, config, ring, timeout and kill_after"),
     "no key": ("backend", 'line 1: expected "key = value"'),
