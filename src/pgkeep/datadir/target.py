@@ -24,6 +24,8 @@ from pgkeep.pg import data_directory as names
 MARKER = "pgkeep.restoring"
 HELD_CONTROL_FILE = f"{names.CONTROL_FILE}.pgkeep"
 
+_SINGLE = frozenset({names.BACKUP_LABEL, names.TABLESPACE_MAP, names.CONFIGURATION_DIRECTORY})
+
 _SPACE_RESERVE_BYTES = 64 << 20
 """What must be left of each file system: recovery files, and the server's first steps."""
 
@@ -72,8 +74,8 @@ class Target:
         Return in which of ``directories`` an item belongs, and its path beneath that.
 
         Args:
-            path: Virtual path without what comes before ``pgdata/…``, ``tblspc/<oid>/…``, ``wal/…``, ``backup_label``
-                or ``tablespace_map``.
+            path: Virtual path without what comes before ``pgdata/…``, ``tblspc/<oid>/…``, ``wal/…``, ``config/…``,
+                ``backup_label`` or ``tablespace_map``.
 
         Raises:
             FormatError: It is none of these, or it leads out of its place.
@@ -97,8 +99,11 @@ class Target:
             if self.wal_directory is not None:
                 return self.wal_directory, rest[0]
             return self.data_directory, f"{names.WAL_DIRECTORY}/{rest[0]}"
-        if head in (names.BACKUP_LABEL, names.TABLESPACE_MAP) and not rest:
-            return self.data_directory, head
+        if head == "config":
+            # Files from outside the data directory; they wait within it until they are put back.
+            head = names.CONFIGURATION_DIRECTORY
+        if bool(rest) == (head == names.CONFIGURATION_DIRECTORY) and head in _SINGLE:
+            return self.data_directory, "/".join((head, *rest))
         raise FormatError(f'item has no place in a data directory: "{path}"')
 
     def check(self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False) -> None:

@@ -62,6 +62,7 @@ class LocalSource(PitrSource):
         self._say_walk(files)
         request.say(f"pg_backup_stop LSN={stop.stop_lsn}")
         yield from label_items(request.root, stop)
+        yield from self._configuration_items()
         yield from self._wal.items(
             start=WalPosition(stop.timeline, stop.start_lsn), stop=WalPosition(stop.stop_timeline, stop.stop_lsn)
         )

@@ -9,6 +9,7 @@ import msgspec
 
 from pgkeep import __version__
 from pgkeep.errors import ServerError
+from pgkeep.modes.configuration import OutsideConfiguration
 from pgkeep.modes.physical_base import known_tablespaces
 from pgkeep.modes.physical_wal import CarriedWal
 from pgkeep.modes.pitr import PitrPlan, host_name
@@ -123,6 +124,20 @@ class PitrSource:
         later = [tablespace for tablespace in known_tablespaces(self._server) if tablespace.oid not in held]
         if later:
             self._head.details["made_meanwhile"] = msgspec.to_builtins(later)
+
+    def _configuration_items(self) -> Iterator[Item]:
+        """Yield the configuration files that lie outside the data directory, and take note of them."""
+        outside = OutsideConfiguration(
+            self._server,
+            self._plan.facts,
+            root=self._plan.request.root,
+            is_local=self._plan.is_local,
+            warn=self._warn,
+        )
+        yield from outside.items()
+        if outside.paths:
+            self._head.details["configuration"] = outside.paths
+            self._head.details["named_files"] = outside.named_files()
 
     def _note_stop(self, stop: BackupStop) -> None:
         """Take what ``pg_backup_stop`` said into the head."""

@@ -79,6 +79,7 @@ class StreamSource(PitrSource):
         self._note_end(start, backup.end)
         request.say(f"base backup received: {self._files:,} files, {self._bytes / (1 << 20):,.1f} MiB")
         request.say(f"backup stop LSN={backup.end.stop_lsn}")
+        yield from self._configuration_items()
         yield from self._wal.items(
             start=WalPosition(start.timeline, start.start_lsn),
             stop=WalPosition(backup.end.timeline, backup.end.stop_lsn),

@@ -24,6 +24,8 @@ STANDBY_SIGNAL = "standby.signal"
 POSTMASTER_PID = "postmaster.pid"
 TABLESPACES = "pg_tblspc"
 WAL_DIRECTORY = "pg_wal"
+CONFIGURATION_DIRECTORY = "pgkeep.configuration"
+"""Where pgkeep lays down configuration files whose place is outside the data directory; not the server's."""
 RELATION_SEGMENT_BYTES = 1 << 30
 """Bytes of one file of a relation unless PostgreSQL was built ``--with-segsize``; pg_control knows the truth."""
 
@@ -163,7 +165,7 @@ def is_excluded(path: str, *, emptied: frozenset[str] = EMPTIED_DIRECTORIES) -> 
     """
     parts = path.split("/")
     name = parts[-1]
-    if name in EXCLUDED_FILES or name.startswith(EXCLUDED_PREFIXES):
+    if name in EXCLUDED_FILES or name.startswith(EXCLUDED_PREFIXES) or parts[0] == CONFIGURATION_DIRECTORY:
         return True
     parents = parts[:-1]
     if not parents:
