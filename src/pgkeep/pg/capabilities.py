@@ -251,6 +251,11 @@ class Capabilities:
         return self.major >= 15
 
     @property
+    def has_verify_heapam(self) -> bool:
+        """14's ``amcheck`` checks tables, too; before, only B-tree indexes."""
+        return self.major >= 14
+
+    @property
     def has_icu_databases(self) -> bool:
         """15 brought ``pg_database.datlocprovider``."""
         return self.major >= 15
