@@ -146,6 +146,8 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
         options=mode.options(_values(settings, job.job_id)),
         say=channel.say,
         warn=channel.warn,
+        track_replication_state=settings.flag("track_replication_state"),
+        standby_hosts=settings.names("standby_host"),
     )
     previous = job.previous if level is not Level.FULL else ""
     holds = catalog.holds if catalog is not None else None

@@ -36,6 +36,7 @@ TRIMMED = (
     "settings",
     "history",
     "libraries",
+    "replication",
 )
 """What is left out of the restore object, one after the other, until it fits; all of it stands in the record."""
 
@@ -92,7 +93,7 @@ def _without(head: RecordHead, name: str, trimmed: Iterable[str]) -> RecordHead:
     if name == "details.databases":
         details.pop("databases", None)
         return msgspec.structs.replace(head, details=details)
-    empty = type(getattr(head, name))()
+    empty = None if name == "replication" else type(getattr(head, name))()
     return msgspec.structs.replace(head, details=details, **{name: empty})
 
 

@@ -35,6 +35,7 @@ from pgkeep.streams.item import (
 )
 from pgkeep.streams.record import FileEntry, RecordHead, RecordTail
 from pgkeep.streams.record_io import render_head, render_tail
+from pgkeep.streams.scripts import scripts_of
 from pgkeep.wire.file_item import FileKind, FileStatus, encode_file
 from pgkeep.wire.packet import PacketKind, encode, encode_text
 
@@ -196,6 +197,7 @@ class BaculaSink:
         )
         head = msgspec.structs.replace(head, details={**head.details, "root": self._root, "bacula": self._details})
         self._send_directory(self._root)
+        self._send_scripts(head)
         self._send_record(head, tail)
         self._recorded(head, tail)
         return head, tail
@@ -333,6 +335,14 @@ class BaculaSink:
             self._channel.send_data(piece)
         self._channel.send_data(end)
         self._channel.send_packets(_END)
+
+    def _send_scripts(self, head: RecordHead) -> None:
+        for name, content in scripts_of(head).items():
+            path = f"{self._root}/{head.backup_id}/{name}"
+            self._announce(ItemHeader(path, size=len(content), mtime_ns=time.time_ns()))
+            for offset in range(0, len(content), CHUNK_BYTES):
+                self._channel.send_data(memoryview(content)[offset : offset + CHUNK_BYTES])
+            self._channel.send_packets(_END)
 
 
 def catalog_name(header: ItemHeader) -> str:

@@ -36,6 +36,8 @@ def run(call: Call, *, as_json: bool) -> None:
         options=mode.options(settings.get),
         say=say,
         warn=warn,
+        track_replication_state=settings.flag("track_replication_state"),
+        standby_hosts=settings.names("standby_host"),
     )
     # Locked before anything is chosen: the base must not expire meanwhile, nor another job take the same id.
     with (

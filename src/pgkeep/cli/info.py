@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line
 from pgkeep.jobs.amount import size_text
@@ -62,6 +64,8 @@ def _print_backup(backup: BackupInfo) -> None:
     for damaged in head.damaged:
         blocks = ", ".join(str(block) for block in damaged.blocks[:10])
         print_line(f"      damaged: {damaged.path} block {blocks}")
+    if head.replication is not None:
+        print_line(f"      {head.replication.server.word}, {head.replication.summary}")
     if head.mode == "dump":
         for database in head.databases:
             print_line(f'      database "{database.name}": {size_text(database.size_bytes)}')
@@ -126,5 +130,6 @@ def _backup_document(backup: BackupInfo) -> dict[str, object]:
         "pages_after_start": head.pages_after_start,
         "damaged": [{"path": d.path, "count": d.count, "blocks": d.blocks} for d in head.damaged],
         "databases": [{"name": d.name, "size_bytes": d.size_bytes} for d in head.databases],
+        "replication": msgspec.to_builtins(head.replication),
         "warnings": head.warnings,
     }

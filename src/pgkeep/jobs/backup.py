@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from pgkeep.jobs.replication_record import with_replication_state
 from pgkeep.modes.contract import BackupRequest, History, Mode, Plan
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import Sink
@@ -52,7 +53,7 @@ def backup(
     with open_sink(plan) as sink, mode.open(plan, server=server) as source:
         for item in source.items():
             sink.accept(item)
-        recorded = sink.commit(source.finish())
+        recorded = sink.commit(with_replication_state(source.finish(), request, server))
         if confirms:
             source.confirm()
     return recorded

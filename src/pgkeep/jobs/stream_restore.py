@@ -24,6 +24,7 @@ from pgkeep.pg.lsn import Timeline
 from pgkeep.streams.item import Buffer, ItemHeader, ItemKind, StreamedItem
 from pgkeep.streams.record import RecordHead
 from pgkeep.streams.record_io import RecordReader
+from pgkeep.streams.scripts import is_script
 from pgkeep.vault.wal_view import WalView
 
 MANIFEST = "_manifest.json"
@@ -100,8 +101,8 @@ class ClusterStream:
                 self._take_wal(item)
             elif backup_id == self._base.backup_id:
                 self._head = read_record(item, backup_id, self._arrivals)
-            elif backup_id or path == self._root or self._is_of_dropped_tablespace(path):
-                # Of a backup whose files are not the ones restored, or the mode's own directory.
+            elif backup_id or path == self._root or is_script(path, self._root) or self._is_of_dropped_tablespace(path):
+                # Of a backup whose files are not the ones restored, the mode's own directory, or for people to read.
                 item.skip()
             else:
                 yield item

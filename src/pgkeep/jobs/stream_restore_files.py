@@ -20,6 +20,7 @@ from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.arrivals import Arrivals
 from pgkeep.jobs.stream_restore import ArrivingItem, ItemFailed, read_record, record_of
 from pgkeep.streams.item import Buffer, ItemHeader, ItemKind
+from pgkeep.streams.scripts import is_script
 
 _SAID = 5
 
@@ -185,7 +186,7 @@ class _Files:
         if is_kept:
             self._bytes += size
             self._arrivals.note(header, size, digest.hexdigest())
-            if backup_id:
+            if backup_id or is_script(header.path, self._root):
                 self._arrivals.name_itself(header.path, size, digest.hexdigest())
 
     def _is_wanted(self, header: ItemHeader) -> bool:

@@ -29,6 +29,7 @@ from pgkeep.server.tools import Toolbox, toolbox_for_server
 from pgkeep.settings import Resolved
 from pgkeep.settings.assignment import Rank
 from pgkeep.streams.record import RecordHead, RecordTail
+from pgkeep.streams.scripts import is_script
 
 NEEDED_FILES = ("pgdata/global/pg_control", "pgdata/PG_VERSION", "backup_label")
 _WAL_BYTES = 16 << 20
@@ -66,6 +67,8 @@ class Selection:
         backup_id = record_of(path, self.root)
         if backup_id:
             self.records.add(backup_id)
+            return
+        if is_script(path, self.root):
             return
         inside = path.removeprefix(f"{self.root}/")
         self.files += 1

@@ -44,6 +44,8 @@ class BackupRequest:
         options: The mode's own options, a frozen dataclass of the mode's module.
         say: Takes one line for the job log.
         warn: Takes one warning; it also goes into the record.
+        track_replication_state: Record slots, subscriptions and standby settings with the backup.
+        standby_hosts: Further servers of the cluster to ask for that.
     """
 
     cluster: str
@@ -54,6 +56,8 @@ class BackupRequest:
     options: Any
     say: Say
     warn: Say
+    track_replication_state: bool = False
+    standby_hosts: tuple[str, ...] = ()
 
     @property
     def root(self) -> str:

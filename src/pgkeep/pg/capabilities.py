@@ -139,6 +139,31 @@ class Capabilities:
         """17 can synchronise logical slots to a standby."""
         return self.major >= 17
 
+    @property
+    def has_two_phase_slots(self) -> bool:
+        """14 can decode prepared transactions; the slot says whether."""
+        return self.major >= 14
+
+    @property
+    def has_binary_subscriptions(self) -> bool:
+        """14 brought ``binary`` and ``streaming`` for subscriptions."""
+        return self.major >= 14
+
+    @property
+    def has_two_phase_subscriptions(self) -> bool:
+        """15 brought ``two_phase`` and ``disable_on_error`` for subscriptions."""
+        return self.major >= 15
+
+    @property
+    def has_subscription_origin(self) -> bool:
+        """16 brought ``origin``, ``password_required`` and ``run_as_owner`` for subscriptions."""
+        return self.major >= 16
+
+    @property
+    def has_event_trigger_switch(self) -> bool:
+        """17 has the setting ``event_triggers``, as a way past one that is broken."""
+        return self.major >= 17
+
     # What is on disk.
 
     @property

@@ -87,7 +87,7 @@ def _settle_standby(job: _Job) -> None:
         return
     if "backup_from_standby" not in job.given:
         job.given["backup_from_standby"] = Setting(True, job.given["standby_host"].origin)
-    elif not job.value("backup_from_standby"):
+    elif not job.value("backup_from_standby") and not job.value("track_replication_state"):
         job.warnings.append(f"standby_host has no meaning with backup_from_standby=no {job.where('standby_host')}")
 
 

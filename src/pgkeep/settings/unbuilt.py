@@ -17,7 +17,6 @@ NOT_BUILT = frozenset(
         "recreate_subscriptions",
         "restore_as_standby",
         "restore_replication_state",
-        "track_replication_state",
         "verify_amcheck_after",
         "verify_checksum_after",
         "wal_segment_overlap",

@@ -22,6 +22,8 @@ from typing import Any
 
 import msgspec
 
+from pgkeep.pg.replication_state import ReplicationState
+
 RECORD_FORMAT = 1
 
 
@@ -137,6 +139,7 @@ class RecordHead(msgspec.Struct, kw_only=True):
         pages_checked: Pages whose checksum was computed.
         pages_after_start: Pages whose checksum was wrong but whose LSN is past the start LSN: replay mends them.
         damaged: Pages that are truly bad.
+        replication: What the server was to other servers; None where that was not asked for.
         warnings: What the job warned of, in order.
         details: What only the mode reads.
     """
@@ -179,6 +182,7 @@ class RecordHead(msgspec.Struct, kw_only=True):
     tablespace_map: str = ""
     history: str = ""
     libraries: dict[str, str] = msgspec.field(default_factory=dict)
+    replication: ReplicationState | None = None
     warnings: list[str] = msgspec.field(default_factory=list)
     details: dict[str, Any] = msgspec.field(default_factory=dict)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from pgkeep.pg.replication_sql import SLOTS_FILE, SUBSCRIPTIONS_FILE
 from pgkeep.streams.record import RecordHead, Tablespace, VolumeEntry
 
 _DATA_DIRECTORY = "/path/to/new/data"
@@ -21,6 +22,7 @@ def render_recipe(head: RecordHead, volumes: Sequence[VolumeEntry]) -> str:
         sections += [_unpack_differential(head), *_tablespaces(head), _to_the_end(head), _further(head)]
     else:
         sections += [_wal_only(head), _further(head)]
+    sections += _replication(head)
     sections.append(_integrity(volumes))
     return "\n".join(sections)
 
@@ -191,6 +193,21 @@ full path of that directory for `WAL`:
 
 and `touch {_DATA_DIRECTORY}/recovery.signal`. Then start the server and watch its log.
 """  # noqa: E501 - a setting is one line
+
+
+def _replication(head: RecordHead) -> list[str]:
+    if head.replication is None:
+        return []
+    return [
+        f"""\
+## Slots and subscriptions
+
+No backup brings back a replication slot, and a restored subscription that wakes takes the publisher's slot away from
+the server that uses it. Where there are any, start the server with `max_logical_replication_workers = 0`, disable them
+(`ALTER SUBSCRIPTION … DISABLE`) and take the setting out again. There were {head.replication.summary}:
+read `{SLOTS_FILE}` and `{SUBSCRIPTIONS_FILE}`, then run them with `psql`.
+"""
+    ]
 
 
 def _integrity(volumes: Sequence[VolumeEntry]) -> str:

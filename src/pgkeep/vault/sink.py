@@ -37,6 +37,7 @@ from pgkeep.streams.item import (
 )
 from pgkeep.streams.record import FileEntry, RecordHead, RecordTail, VolumeEntry
 from pgkeep.streams.record_io import render_file, render_head, render_tail
+from pgkeep.streams.scripts import scripts_of
 from pgkeep.vault.file_index import FileIndex
 from pgkeep.vault.layout import MANIFEST_FILE, RECIPE_FILE, WRITING_FILE, volume_name
 from pgkeep.vault.lock import Lock
@@ -220,6 +221,7 @@ class VaultSink:
         volumes = self._finish_volumes()
         recorded = msgspec.structs.replace(head, references=sorted(self._list.references - {self.backup_id}))
         recipe = render_recipe(recorded, volumes).encode()
+        scripts = scripts_of(recorded)
         tail = RecordTail(
             files=self._list.files,
             bytes=self._list.bytes,
@@ -227,10 +229,14 @@ class VaultSink:
             sent_bytes=self._list.sent_bytes,
             stored_bytes=sum(volume.size for volume in volumes),
             volumes=volumes,
-            attachments={RECIPE_FILE: str(blake3(recipe).hexdigest())},
+            attachments={
+                name: str(blake3(content).hexdigest()) for name, content in {RECIPE_FILE: recipe, **scripts}.items()
+            },
         )
         try:
-            self._write_recipe(recipe)
+            self._write_beside(RECIPE_FILE, recipe, file_mode=0o644)
+            for name, content in scripts.items():
+                self._write_beside(name, content, file_mode=0o600)
             self._write_record(recorded, tail)
         except OSError as error:
             raise write_error(self.directory / MANIFEST_FILE, error) from error
@@ -296,11 +302,11 @@ class VaultSink:
         with concurrent.futures.ThreadPoolExecutor(len(self._volumes)) as threads:
             return list(threads.map(VolumeWriter.finish, self._volumes))
 
-    def _write_recipe(self, recipe: bytes) -> None:
-        with UnnamedFile(self._directory_fd, file_mode=0o644) as file:
-            write_all(file.fd, recipe)
+    def _write_beside(self, name: str, content: bytes, *, file_mode: int) -> None:
+        with UnnamedFile(self._directory_fd, file_mode=file_mode) as file:
+            write_all(file.fd, content)
             os.fsync(file.fd)
-            file.publish(RECIPE_FILE)
+            file.publish(name)
 
     def _write_record(self, head: RecordHead, tail: RecordTail) -> None:
         with UnnamedFile(self._directory_fd) as file:

@@ -244,12 +244,12 @@ PARAMETERS = (
         kind=Kind.BOOL,
         group=Group.REPLICATION,
         default=False,
-        modes=WAL_MODES,
         places=_ANY,
         verbs=("backup",),
         example="yes",
-        help="Record replication slots, subscriptions and standby settings with the backup. Recommended where there "
-        "are any. Passwords in connection strings are masked.",
+        help="Record replication slots, subscriptions, publications and standby settings with the backup. Recommended "
+        "where there are any. Passwords in connection strings are left out. With `standby_host`, those servers are "
+        "asked, too.",
     ),
     Parameter(
         name="backup_from_standby",
