@@ -27,12 +27,17 @@ def test_tablespace_that_no_backup_has_seen(make_keeper: MakeKeeper, lab_directo
     keeper.cluster.sql("CREATE TABLE t TABLESPACE late AS SELECT 1 AS n")
     keeper.wait_until_archived()
     oid = keeper.cluster.value("SELECT oid FROM pg_tablespace WHERE spcname = 'late'")
-    where = keeper.cluster.data_directory
     assert keeper.refuse(f"--pgdata-dir={lab_directory}/copy", "--start") == (
         8,
         [
-            f"error: the replay may make tablespace {oid} in {place}, where the original in {where} has its files",
-            "hint: make a new backup and restore from that, or restore to an earlier backup's end, or on another host",
+            (
+                f"error: the replay would make tablespace {oid} in {place}, which exists on this host and is not part "
+                "of this restore"
+            ),
+            (
+                "hint: restore from a newer Full or Differential, or to a moment before the tablespace was made, or on "
+                "another host"
+            ),
         ],
     )
     assert keeper.restore("--skip-wal-replay").value("SELECT count(*) FROM pg_tablespace") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class Kept:
             "before_time": self.before.time.isoformat(sep=" "),
             "before_xid": self.before.xid,
             "after_time": self.after.time.isoformat(sep=" "),
+            "start": full["start_lsn"],
             "end": window["end_lsn"],
+            "last_xid": self.after.xid,
             "occupied": self.keeper.directory / "occupied",
             "copy": self.keeper.directory / "copy",
             "data": self.keeper.cluster.data_directory,
@@ -71,6 +74,8 @@ def kept() -> Iterator[Kept]:
         yield Kept(keeper, before, after, incremental)
 
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+\+00:00")
+_LSN = re.compile(r"[0-9A-F]+/[0-9A-F]{8}$")
 _TYPED = "on the command line"
 
 # What is asked for; the exit status; the error; the hint.
@@ -97,13 +102,34 @@ REFUSALS: dict[str, tuple[list[str], int, str, str]] = {
         ["--target-time=2126-01-01 00:00:00Z"],
         8,
         "target time 2126-01-01 00:00:00+00:00 is in the future",
-        "leave the target out to recover to the end of the WAL held",
+        "the latest reachable moment is TIME; leave the target out to recover to the end of the WAL held",
     ),
     "LSN beyond the WAL": (
         ["--target-lsn=FF/00000010"],
         8,
-        "target LSN FF/00000010 is beyond the WAL held, which ends at {end}",
-        "the latest reachable LSN is {end}",
+        "target LSN FF/00000010 is beyond the WAL held, whose last record begins at LSN",
+        "the latest reachable LSN is LSN",
+    ),
+    "LSN behind the last record": (
+        ["--target-lsn={end}"],
+        8,
+        "target LSN {end} is beyond the WAL held, whose last record begins at LSN",
+        "the latest reachable LSN is LSN",
+    ),
+    "transaction that has not been": (
+        ["--target-xid=2000000"],
+        8,
+        "transaction 2000000 does not end in the WAL held, from {start} to {end}",
+        (
+            "the last commit held is that of transaction {last_xid} at TIME; a subtransaction ends with the "
+            "transaction that it belongs to"
+        ),
+    ),
+    "restore point before the backup": (
+        ["--target-name=before"],
+        8,
+        'restore point "before" is not in the WAL held, from {start} to {end}',
+        'restore points that can be reached: "after" at TIME',
     ),
     "unknown timeline": (
         ["--target-timeline=7"],
@@ -208,18 +234,39 @@ def test_refusal(kept: Kept, name: str) -> None:
     before = listing(kept)
     found = kept.keeper.refuse(*(word.format(**facts) for word in [*arguments, *where, "--start"]))
     expected = [f"error: {error}", f"hint: {hint}"] if hint else [f"error: {error}"]
-    assert found == (status, [line.format(**facts) for line in expected])
+    lines = [line.format(**facts) for line in expected]
+    assert (found[0], [_like(line, shown) for line, shown in zip(found[1], lines, strict=True)]) == (status, lines)
     assert listing(kept) == before
 
 
-def test_restore_point_before_the_base(kept: Kept) -> None:
-    """A restore point that the WAL held does not show is a note in the plan, not a refusal: the replay will tell."""
+def _like(line: str, expected: str) -> str:
+    """Return *line* with TIME and LSN for the first time and LSN, where *expected* has these."""
+    if "TIME" in expected:
+        line = _TIME.sub("TIME", line, count=1)
+    if expected.endswith("LSN"):
+        line = _LSN.sub("LSN", line)
+    return line
+
+
+def test_the_nearest_moments_can_be_reached(kept: Kept) -> None:
+    """What a refusal names as the latest time, LSN or transaction is reached, and nothing behind that LSN."""
     where = f"--pgdata-dir={kept.keeper.directory}/copy"
-    note = 'note: restore point "before" was not seen in the archived WAL; starting from the oldest base'
-    assert note in kept.keeper.plan(where, "--target-name=before")
-    failed = kept.keeper.restore("--target-name=before", status=9)
-    assert failed.outcome.refusal[0].endswith("FATAL:  recovery ended before configured recovery target was reached")
-    assert failed.postmaster() == []
+    found = {}
+    for option, pattern in (
+        ("--target-time=2126-01-01Z", r"moment is (\S+ [^;]+);"),
+        ("--target-lsn=FF/0", r"LSN is (\S+)$"),
+        ("--target-xid=2000000", r"transaction (\d+) at"),
+    ):
+        _, [_, hint] = kept.keeper.refuse(where, option.replace("01Z", "01 00:00Z"))
+        match = re.search(pattern, hint)
+        assert match is not None, hint
+        name = option.partition("=")[0]
+        found[name] = match[1]
+        restored = kept.keeper.restore(f"{name}={match[1]}")
+        restored.assert_is_at(kept.after)
+        restored.stop()
+    behind = Lsn(Lsn.parse(found["--target-lsn"]) + 1)
+    assert kept.keeper.refuse(where, f"--target-lsn={behind}")[0] == 8
 
 
 def test_plan_touches_nothing(kept: Kept) -> None:
@@ -239,7 +286,11 @@ def test_plan_touches_nothing(kept: Kept) -> None:
         f"wal: from {head['start_lsn']} to {facts['end']}",
         f"programs: {version} in {bin_dir}",
         "server: not started",
+        plan[-1],
     ]
+    assert _like(plan[-1], "TIME") == (
+        "note: the target time is after the last commit held, which was at TIME: replay goes to the end of the WAL"
+    )
 
 
 def test_plan_of_an_overwrite_touches_nothing(kept: Kept) -> None:
@@ -276,6 +327,8 @@ def listing(kept: Kept) -> list[tuple[str, int, int, int]]:
     """Return what is there, but for the running server's own files."""
     server = f"{kept.keeper.cluster.data_directory}/"
     log = str(kept.keeper.cluster.log_file)
-    # A reader's lock comes and goes in this directory of the vault.
-    holders = str(kept.keeper.vault / kept.keeper.name / "holders")
-    return [row for row in kept.keeper.listing() if not row[0].startswith(server) and row[0] not in {log, holders}]
+    # A reader's lock comes and goes in the vault, and what was read of WAL is kept for the next reader.
+    own = kept.keeper.vault / kept.keeper.name
+    passing = {log, str(own), str(own / "holders")}
+    index = str(own / "wal-index")
+    return [row for row in kept.keeper.listing() if not row[0].startswith((server, index)) and row[0] not in passing]

@@ -100,7 +100,7 @@ def test_hole_in_the_wal(make_keeper: MakeKeeper) -> None:
     """What lies behind a hole in the WAL is refused, and never taken for the end of the WAL."""
     keeper = make_keeper(archive="vault")
     ledger = Ledger(keeper.cluster)
-    keeper.backup("full", "local")
+    full = keeper.backup("full", "local").report["backup_id"]
     early = ledger.mark("early")
     keeper.wait_until_archived()
     ledger.mark("in the hole")
@@ -112,18 +112,34 @@ def test_hole_in_the_wal(make_keeper: MakeKeeper) -> None:
     where = f"--pgdata-dir={keeper.directory}/copy"
     status, [error, hint] = keeper.refuse(where, f"--target-lsn={late.lsn}")
     end = keeper.info()["windows"][-1]["end_lsn"]
+    last = hint.rpartition(" ")[2]
     assert (status, error, hint) == (
         8,
-        f"error: target LSN {Lsn.parse(late.lsn)} is beyond the WAL held without a hole, which ends at {end}",
-        f"hint: the latest reachable LSN is {end}",
+        (
+            f"error: target LSN {Lsn.parse(late.lsn)} is beyond the WAL held without a hole, whose last record begins "
+            f"at {last}"
+        ),
+        f"hint: the latest reachable LSN is {last}",
+    )
+    for name, what in (("xid", f"transaction {late.xid} does not end"), ("name", 'restore point "late" ')):
+        status, [error, _] = keeper.refuse(where, f"--target-{name}={getattr(late, name)}")
+        assert status == 8
+        assert error.startswith(f"error: {what}"), error
+        assert " the WAL held without a hole" in error, error
+    assert keeper.refuse(where) == (
+        8,
+        [
+            f"error: WAL is missing from {end} on, and later WAL is held: its end cannot be reached from backup {full}",
+            f"hint: to recover to where it is missing: --target-lsn={last}",
+        ],
     )
     status, [error, hint] = keeper.refuse(where, f"--target-time={late.time.isoformat()}")
     assert status == 8
     assert error.startswith(
         f"error: target time {late.time.isoformat(sep=' ')} is beyond the WAL held without a hole, "
     )
-    assert hint == "hint: leave the target out to recover to the end of the WAL held"
-    restored = keeper.restore()
+    assert hint.startswith("hint: the latest reachable moment is ")
+    restored = keeper.restore(f"--target-lsn={last}")
     restored.assert_is_at(early)
     note = f"note: WAL is missing from {end} on: what is held of later times cannot be replayed from this backup"
     assert note in restored.outcome.lines

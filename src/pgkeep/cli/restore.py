@@ -49,15 +49,16 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
 
     settings, now = call.settings, dt.datetime.now(dt.UTC)
     target = recovery_target(settings, now)
-    view = WalView(cluster.archive)
-    recovery = plan_recovery(
-        [head for head in heads if head.mode == "pitr"],
-        target,
-        view,
-        now=now,
-        backup_id=settings.text("backup_id") or "",
-        find_restore_point=view.restore_point,
-    )
+    with WalView(cluster.archive) as view:
+        recovery = plan_recovery(
+            [head for head in heads if head.mode == "pitr"],
+            target,
+            view,
+            now=now,
+            backup_id=settings.text("backup_id") or "",
+            find_restore_point=view.restore_point,
+            times_of=view.times,
+        )
     base = recovery.base
     with cluster.open_backup(base.backup_id) as backup:
         data_directory = Path(settings.text("pgdata_dir") or base.data_directory)

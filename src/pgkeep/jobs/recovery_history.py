@@ -35,15 +35,7 @@ class WalHoldings(Protocol):
 
 def choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: WalHoldings) -> TimelineHistory:
     """Return the history that replay to *target* follows; raise RestoreRefused for a timeline that nobody knows."""
-    histories = {history.timeline: history for history in wal.histories()}
-    for head in usable:
-        timeline = Timeline(head.timeline)
-        if timeline not in histories:
-            histories[timeline] = (
-                TimelineHistory.parse(head.history, timeline=timeline)
-                if head.history
-                else TimelineHistory.single(timeline)
-            )
+    histories = {history.timeline: history for history in known_histories(usable, wal)}
     newest = usable[-1]
     if target.timeline == "current":
         return histories[Timeline(newest.timeline)]
@@ -54,6 +46,20 @@ def choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: Wa
             raise RestoreRefused(f"timeline {wanted} is not known: expected one of {known}")
         return histories[wanted]
     return _liveliest(usable, list(histories.values()), wal)
+
+
+def known_histories(usable: Sequence[RecordHead], wal: WalHoldings) -> list[TimelineHistory]:
+    """Return the history of every timeline that the WAL or a backup knows, in order."""
+    histories = {history.timeline: history for history in wal.histories()}
+    for head in usable:
+        timeline = Timeline(head.timeline)
+        if timeline not in histories:
+            histories[timeline] = (
+                TimelineHistory.parse(head.history, timeline=timeline)
+                if head.history
+                else TimelineHistory.single(timeline)
+            )
+    return [histories[timeline] for timeline in sorted(histories)]
 
 
 def _liveliest(usable: Sequence[RecordHead], histories: Sequence[TimelineHistory], wal: WalHoldings) -> TimelineHistory:

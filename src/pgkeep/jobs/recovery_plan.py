@@ -8,21 +8,23 @@ is not; what only the WAL's content could tell is left to the replay.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from pgkeep.errors import RestoreRefused
-from pgkeep.jobs.recovery_history import WalHoldings, choose_history, furthest_end, held_along
+from pgkeep.errors import ArchiveError, RestoreRefused
+from pgkeep.jobs.recovery_base import candidates_on, choose_base, stop_time
+from pgkeep.jobs.recovery_history import WalHoldings, choose_history, known_histories
+from pgkeep.jobs.recovery_reach import Span, Stop, StopsTooEarly, Times, check_bounds, check_lsn, find_stop
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.pg.replay_settings import REPLAY_MINIMUMS
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead, Tablespace
-
-XID_HALF = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class RecoveryPlan:
         wal_end: End of all WAL that is held; replay cannot go further.
         reach: No commit before *wal_end* is later than this.
         has_hole: Whether more WAL is held, behind a hole that begins at *wal_end*.
-        later_tablespaces: Those that later backups know and the base does not: the replay may make them.
+        stop: Where replay stops, as the WAL says; None when nobody has looked into it.
+        later_tablespaces: Those that the replay makes; or, when nobody has looked into the WAL, may make: later backups
+            know them and the base does not.
         knows_all_tablespaces: Whether a backup at or after the target says that the replay makes no others.
         minimums: Settings that must not be lower while WAL is replayed, each as high as any backup on the history knows
             it.
@@ -56,6 +60,7 @@ class RecoveryPlan:
     wal_end: Lsn
     reach: dt.datetime
     has_hole: bool = False
+    stop: Stop | None = None
     later_tablespaces: Sequence[Tablespace] = ()
     knows_all_tablespaces: bool = False
     minimums: dict[str, int] = field(default_factory=dict)
@@ -70,6 +75,7 @@ def plan_recovery(
     now: dt.datetime,
     backup_id: str = "",
     find_restore_point: Callable[[str, TimelineHistory], Lsn | None] | None = None,
+    times_of: Times | None = None,
 ) -> RecoveryPlan:
     """
     Choose the base and the timeline for *target*.
@@ -82,175 +88,149 @@ def plan_recovery(
         backup_id: Take this base and no other; empty to choose.
         find_restore_point: Looks a restore point's name up in the archived WAL of a history; None when that can't be
             done.
+        times_of: Tells what is in the archived WAL; None when only its names are known.
 
     Raises:
+        NeededWalMissing: The chosen backup cannot become consistent.
         RestoreRefused: No backup, or the target is out of reach; the message names the nearest moment that is not.
+        ArchiveError: WAL that is needed is damaged.
     """
     usable = [head for head in heads if head.has_files and head.stop_lsn]
     if not usable:
         raise RestoreRefused("no base backup to restore from", hint="pgkeep info shows what the vault holds")
+
+    def along(history: TimelineHistory) -> RecoveryPlan:
+        plan = _plan_along(
+            history,
+            usable,
+            target,
+            wal,
+            now=now,
+            backup_id=backup_id,
+            find_restore_point=find_restore_point,
+            times_of=times_of,
+        )
+        return _with_records(plan, heads)
+
     history = choose_history(usable, target, wal)
-    on_history = [head for head in usable if history.contains(Timeline(head.timeline), Lsn.parse(head.stop_lsn))]
-    if backup_id:
-        on_history = [head for head in on_history if head.backup_id == backup_id]
-        if not on_history:
-            known = any(head.backup_id == backup_id for head in usable)
-            why = f"does not lie on timeline {history.timeline}" if known else "is not a base backup of this cluster"
-            raise RestoreRefused(f"backup {backup_id} {why}", hint="pgkeep info lists the backups and their timelines")
-    if not on_history:
-        raise RestoreRefused(f"no base backup lies on timeline {history.timeline}")
-    notes = []
-    if not backup_id:
-        whole = [head for head in on_history if not head.details.get("left_out")]
-        if not whole:
-            raise RestoreRefused(
-                f"every base backup on timeline {history.timeline} was made without some tablespaces",
-                hint=f"to do without them, name one: --backup-id={on_history[-1].backup_id}",
-            )
-        on_history = whole
-    elif on_history[0].details.get("left_out"):
-        oids = ", ".join(map(str, on_history[0].details["left_out"]))
-        notes.append(f"backup {backup_id} was made without tablespace {oids}: what is in it will be missing")
-
-    def find_on_history(name: str) -> Lsn | None:
-        return find_restore_point(name, history) if find_restore_point is not None else None
-
-    choice = _choose_base(on_history, target, find_on_history)
-    plan = _check_reach(choice, target, history, wal, now)
-    plan.notes.extend(notes)
+    try:
+        plan = along(history)
+    except RestoreRefused as refusal:
+        if target.kind not in (TargetKind.LATEST, TargetKind.IMMEDIATE):
+            others = [other for other in known_histories(usable, wal) if other.timeline != history.timeline]
+            _advise_other_timeline(refusal, others, along)
+        raise
     newest = usable[-1]
     if target.timeline == "latest" and not history.contains(Timeline(newest.timeline), Lsn.parse(newest.stop_lsn)):
         plan.notes.append(
             f"timeline {history.timeline} was written after the newest backup {newest.backup_id}, which is on timeline "
             f"{newest.timeline}: --target-timeline={newest.timeline} leads there"
         )
-    return replace(
-        plan,
-        later_tablespaces=_later_tablespaces(heads, plan),
-        minimums=_minimums([head for head in heads if head.backup_id >= plan.base.backup_id and _is_on(history, head)]),
-        knows_all_tablespaces=any(_is_at_or_before(target, head) for head in heads if _is_on(history, head)),
-    )
+    return plan
 
 
-def _stop_time(head: RecordHead) -> dt.datetime:
-    return dt.datetime.fromisoformat(head.stop_time)
-
-
-def _choose_base(
-    candidates: Sequence[RecordHead],
-    target: RecoveryTarget,
-    find_restore_point: Callable[[str], Lsn | None],
-) -> tuple[RecordHead, list[str]]:
-    notes: list[str] = []
-    oldest = candidates[0]
-    if target.kind is TargetKind.TIME:
-        moment = target.time
-        fitting = [head for head in candidates if _stop_time(head) <= moment]
-        if not fitting:
-            raise RestoreRefused(
-                f"target time {moment.isoformat(sep=' ')} is before the end of backup {oldest.backup_id}, "
-                f"which became consistent at {oldest.stop_time}",
-                hint=f"the earliest reachable moment is {oldest.stop_time}",
-            )
-        return fitting[-1], notes
-    if target.kind is TargetKind.LSN:
-        fitting = [head for head in candidates if Lsn.parse(head.stop_lsn) <= target.lsn]
-        if not fitting:
-            raise RestoreRefused(
-                f"target LSN {target.lsn} is before the end of backup {oldest.backup_id} at {oldest.stop_lsn}",
-                hint=f"the earliest reachable LSN is {oldest.stop_lsn}",
-            )
-        return fitting[-1], notes
-    if target.kind is TargetKind.XID:
-        return _choose_base_for_transaction(candidates, target.xid)
-    if target.kind is TargetKind.NAME:
-        place = find_restore_point(target.name)
-        if place is None:
-            notes.append(
-                f'restore point "{target.name}" was not seen in the archived WAL; starting from the oldest base'
-            )
-            return oldest, notes
-        fitting = [head for head in candidates if Lsn.parse(head.stop_lsn) <= place]
-        if not fitting:
-            raise RestoreRefused(
-                f'restore point "{target.name}" at {place} is before the end of backup {oldest.backup_id} '
-                f"at {oldest.stop_lsn}",
-                hint=f"the earliest reachable LSN is {oldest.stop_lsn}",
-            )
-        notes.append(f'restore point "{target.name}" is at {place}')
-        return fitting[-1], notes
-    return candidates[-1], notes
-
-
-def _choose_base_for_transaction(candidates: Sequence[RecordHead], xid: int) -> tuple[RecordHead, list[str]]:
-    fitting = [head for head in candidates if _xid_follows(xid, head, "next_xid")]
-    if fitting:
-        return fitting[-1], []
-    oldest = candidates[0]
-    if not _xid_follows(xid, oldest, "oldest_xid"):
-        raise RestoreRefused(
-            f"transaction {xid} is older than backup {oldest.backup_id}",
-            hint=f"the earliest reachable moment is {oldest.stop_time}",
-        )
-    return oldest, [f"transaction {xid} may have ended before backup {oldest.backup_id} did: replay will tell"]
-
-
-def _xid_follows(xid: int, head: RecordHead, bound: str) -> bool:
-    # Transaction ids compare modulo 2**32, as TransactionIdFollowsOrEquals does. From next_xid on, taken after the
-    # backup's stop, a transaction ends later than the backup. One before that may have ended while the backup ran, when
-    # the cluster was not consistent yet: an older base is right in both cases.
-    other = int(head.details.get(bound, 0))
-    return bool(other) and (xid - other) % (1 << 32) < XID_HALF
-
-
-def _check_reach(
-    choice: tuple[RecordHead, list[str]],
-    target: RecoveryTarget,
+def _plan_along(
     history: TimelineHistory,
+    usable: Sequence[RecordHead],
+    target: RecoveryTarget,
     wal: WalHoldings,
+    *,
     now: dt.datetime,
+    backup_id: str,
+    find_restore_point: Callable[[str, TimelineHistory], Lsn | None] | None,
+    times_of: Times | None,
 ) -> RecoveryPlan:
-    base, notes = choice
-    size = base.wal.segment_size if base.wal is not None else 16 << 20
-    start, stop = Lsn.parse(base.start_lsn), Lsn.parse(base.stop_lsn)
-    archived = held_along(history, Timeline(base.timeline), start, size, wal)
-    end = max(archived, stop)
-    has_hole = furthest_end(history, Timeline(base.timeline), size, wal) > end
-    moments = [moment for timeline in history.timelines if (moment := wal.archived_at(timeline, archived))]
-    reach = max([*moments, _stop_time(base)])
-    if target.kind is TargetKind.LSN and target.lsn > end:
-        raise RestoreRefused(
-            f"target LSN {target.lsn} is beyond the WAL held{_without_hole(has_hole)}, which ends at {end}",
-            hint=f"the latest reachable LSN is {end}",
+    """Return the plan along *history*; raises as ``plan_recovery`` does."""
+    find = functools.partial(_find, find_restore_point, history) if find_restore_point is not None else None
+    candidates, notes = candidates_on(history, usable, backup_id)
+    while True:
+        base, more = choose_base(candidates, target, find)
+        span = Span.of(base, history, wal)
+        check_bounds(span, target, now=now)
+        if times_of is None:
+            check_lsn(span, target)
+            return _planned(span, target, None, [*notes, *more])
+        try:
+            stop = find_stop(span, target, times_of)
+        except StopsTooEarly:
+            # Only the content of the WAL could tell: an older base is consistent sooner.
+            candidates = [head for head in candidates if head.backup_id < base.backup_id]
+            if not candidates:
+                raise
+            continue
+        return _planned(span, target, stop, [*notes, *more])
+
+
+def _find(
+    find_restore_point: Callable[[str, TimelineHistory], Lsn | None], history: TimelineHistory, name: str
+) -> Lsn | None:
+    return find_restore_point(name, history)
+
+
+def _planned(span: Span, target: RecoveryTarget, stop: Stop | None, notes: list[str]) -> RecoveryPlan:
+    base = span.base
+    if span.has_hole:
+        notes.append(
+            f"WAL is missing from {span.end} on: what is held of later times cannot be replayed from this backup"
         )
-    if target.kind is TargetKind.TIME and target.time > now:
-        raise RestoreRefused(
-            f"target time {target.time.isoformat(sep=' ')} is in the future",
-            hint="leave the target out to recover to the end of the WAL held",
-        )
-    if target.kind is TargetKind.TIME and target.time > reach:
-        raise RestoreRefused(
-            f"target time {target.time.isoformat(sep=' ')} is beyond the WAL held{_without_hole(has_hole)}, "
-            f"whose newest segment was archived at {reach.isoformat(sep=' ', timespec='seconds')}",
-            hint="leave the target out to recover to the end of the WAL held",
-        )
-    if has_hole:
-        notes.append(f"WAL is missing from {end} on: what is held of later times cannot be replayed from this backup")
     if base.damaged:
         pages = sum(entry.count for entry in base.damaged)
         notes.append(f"backup {base.backup_id} holds {pages} damaged pages in {len(base.damaged)} files")
     return RecoveryPlan(
         base=base,
-        timeline=history.timeline,
-        history=history,
+        timeline=span.history.timeline,
+        history=span.history,
         target=target,
-        wal_start=start,
-        archived_end=archived,
-        wal_end=end,
-        reach=reach,
-        has_hole=has_hole,
-        notes=notes,
+        wal_start=span.start,
+        archived_end=span.archived,
+        wal_end=span.end,
+        reach=span.reach,
+        has_hole=span.has_hole,
+        stop=stop,
+        notes=notes + (stop.notes if stop is not None else []),
     )
+
+
+def with_wal_content(plan: RecoveryPlan, wal: WalHoldings, times_of: Times) -> RecoveryPlan:
+    """Return *plan*, made from names, with what the WAL itself says; raises as ``find_stop`` does."""
+    span = Span.of(plan.base, plan.history, wal)
+    stop = find_stop(span, plan.target, times_of)
+    return _with_records(replace(plan, stop=stop, notes=[*plan.notes, *stop.notes]), [plan.base])
+
+
+def _with_records(plan: RecoveryPlan, heads: Sequence[RecordHead]) -> RecoveryPlan:
+    """Return *plan* with what later backups know of the way, and the WAL itself where it was read."""
+    history, base, stop = plan.history, plan.base, plan.stop
+    followed = [head for head in heads if _is_on(history, head)]
+    minimums = _minimums([head for head in followed if head.backup_id >= base.backup_id])
+    if stop is None:
+        later, knows_all = _later_tablespaces(heads, plan), any(_is_at_or_before(plan.target, h) for h in followed)
+    else:
+        names = {tablespace.oid: tablespace.name for head in followed for tablespace in _all_tablespaces(head)}
+        later = [
+            Tablespace(oid=event.oid, name=names.get(event.oid, ""), location=event.path)
+            for event in stop.tablespaces
+            if event.path
+        ]
+        knows_all = True
+        for change in stop.changes:
+            for name in REPLAY_MINIMUMS:
+                minimums[name] = max(minimums.get(name, 0), getattr(change, name))
+    return replace(plan, later_tablespaces=later, minimums=minimums, knows_all_tablespaces=knows_all)
+
+
+def _advise_other_timeline(
+    refusal: RestoreRefused, others: Sequence[TimelineHistory], along: Callable[[TimelineHistory], RecoveryPlan]
+) -> None:
+    """Add to *refusal* which of the *others* lead to the target."""
+    reaching = []
+    for other in others:
+        with contextlib.suppress(RestoreRefused, ArchiveError):
+            along(other)
+            reaching.append(f"--target-timeline={other.timeline}")
+    if reaching:
+        advice = f"it can be reached on another timeline: {' or '.join(reaching)}"
+        refusal.hint = f"{advice}; {refusal.hint}" if refusal.hint else advice
 
 
 def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[Tablespace]:
@@ -268,11 +248,15 @@ def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[
         # They were made after the last backup that does not know them.
         if _is_at_or_before(target, before):
             break
-        of_head = [*head.tablespaces, *_made_meanwhile(head)]
+        of_head = _all_tablespaces(head)
         found += [tablespace for tablespace in of_head if tablespace.oid not in known and tablespace.location]
         known |= {tablespace.oid for tablespace in of_head}
         before = head
     return found
+
+
+def _all_tablespaces(head: RecordHead) -> list[Tablespace]:
+    return [*head.tablespaces, *_made_meanwhile(head)]
 
 
 def _made_meanwhile(head: RecordHead) -> list[Tablespace]:
@@ -299,13 +283,9 @@ def _is_on(history: TimelineHistory, head: RecordHead) -> bool:
 def _is_at_or_before(target: RecoveryTarget, head: RecordHead) -> bool:
     """Tell whether replay surely stops at *target* before it passes the end of *head*."""
     if target.kind is TargetKind.TIME:
-        return target.time <= _stop_time(head)
+        return target.time <= stop_time(head)
     return target.kind is TargetKind.IMMEDIATE or (target.kind is TargetKind.LSN and target.lsn <= _end(head))
 
 
 def _end(head: RecordHead) -> Lsn:
     return Lsn.parse(head.wal.stop if head.wal is not None else head.stop_lsn)
-
-
-def _without_hole(has_hole: bool) -> str:  # noqa: FBT001 - the answer to a question asked beside the name
-    return " without a hole" if has_hole else ""

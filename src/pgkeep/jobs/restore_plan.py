@@ -52,7 +52,7 @@ class PreparedRestore:
         yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"
         yield from self._archiving_lines()
         for tablespace in recovery.later_tablespaces:
-            yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}, which must exist"
+            yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}"
         for note in recovery.notes:
             yield f"note: {note}"
 
@@ -84,7 +84,7 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         tablespaces=_tablespace_places(request),
         owner=owner,
     )
-    later = _check_later_tablespaces(request, target)
+    later = check_later_tablespaces(request, target)
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
         check_clear_of(original, target, request.recovery)
@@ -120,26 +120,41 @@ def _tablespace_places(request: RestoreRequest) -> dict[int, Path | None]:
     return places
 
 
-def _check_later_tablespaces(request: RestoreRequest, target: Target) -> list[Path]:
+def check_later_tablespaces(request: RestoreRequest, target: Target) -> list[Path]:
     """
     Return where the replay will make tablespaces that the base does not have; their places cannot be mapped.
 
     Raises:
-        RestoreRefused: The original's own files are there: the copy would write into them.
+        RestoreRefused: Somebody's files are there, and the replay would write into them; or nothing is there at all.
     """
     places = []
     for tablespace in request.recovery.later_tablespaces:
         place = Path(tablespace.location)
-        in_the_way = place if request.is_copy else place / target.version_directory
-        if os.path.lexists(in_the_way) and (request.is_copy or not request.overwrite_existing):
+        name = f' "{tablespace.name}"' if tablespace.name else ""
+        makes = f"the replay would make tablespace {tablespace.oid}{name} in {place}, which"
+        if request.recovery.stop is not None and not place.is_dir():
+            # The server makes its own directory in it, never the place itself.
             raise RestoreRefused(
-                f'the replay would make tablespace {tablespace.oid} "{tablespace.name}" in {place}, which exists on '
-                "this host and is not part of this restore",
+                f"{makes} does not exist on this host",
+                hint=f"make {place}, empty and the property of the server's account, or restore to a moment before the "
+                "tablespace was made",
+            )
+        in_the_way = _is_in_use(place) if request.is_copy else os.path.lexists(place / target.version_directory)
+        if in_the_way and (request.is_copy or not request.overwrite_existing):
+            raise RestoreRefused(
+                f"{makes} exists on this host and is not part of this restore",
                 hint="restore from a newer Full or Differential, or to a moment before the tablespace was made, "
                 "or on another host",
             )
         places.append(place)
     return places
+
+
+def _is_in_use(place: Path) -> bool:
+    try:
+        return any(place.iterdir())
+    except OSError:
+        return True
 
 
 def check_clear_of(original: OriginalCluster, target: Target, recovery: RecoveryPlan) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from pgkeep.datadir.beneath import Beneath
@@ -17,8 +18,9 @@ from pgkeep.errors import BackupUnusable, FormatError
 from pgkeep.jobs.arrivals import Arrivals
 from pgkeep.jobs.private_wal import PrivateWal
 from pgkeep.jobs.recovery_history import held_along
+from pgkeep.jobs.recovery_plan import with_wal_content
 from pgkeep.jobs.restore import RestoreResult, restore
-from pgkeep.jobs.restore_plan import PreparedRestore
+from pgkeep.jobs.restore_plan import PreparedRestore, check_later_tablespaces
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.pg.lsn import Timeline
 from pgkeep.streams.item import Buffer, ItemHeader, ItemKind, StreamedItem
@@ -122,6 +124,7 @@ class ClusterStream:
         check_against_records(self._arrivals, f"backup {base.backup_id}")
         self._remove_extra()
         self._prove_wal()
+        self._look_into_wal()
         self._wal.hand_over()
         self.is_settled = True
         return self._head
@@ -179,6 +182,21 @@ class ClusterStream:
                 f"WAL did not arrive as promised: it ends at {held}, expected {recovery.archived_end}",
                 hint="restore again; when it is lost, ask for a target before that LSN",
             )
+
+    def _look_into_wal(self) -> None:
+        """
+        Refuse what phase 1 could not see: no server is started that would miss its target or harm another one.
+
+        Raises:
+            RestoreRefused: The WAL does not lead to the target, or makes a tablespace where somebody's files are.
+        """
+        prepared = self._prepared
+        request, recovery = prepared.request, prepared.request.recovery
+        with WalView(self._wal.archive) as view:
+            found = with_wal_content(recovery, view, view.times)
+        check_later_tablespaces(replace(request, recovery=found), prepared.target)
+        for note in found.notes[len(recovery.notes) :]:
+            request.say(f"note: {note}")
 
 
 def check_against_records(arrivals: Arrivals, what: str) -> None:

@@ -16,14 +16,14 @@ from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import PgkeepError, RestoreRefused, ToolError, UsageError
 from pgkeep.jobs.private_wal import SUFFIX, PrivateWal
 from pgkeep.jobs.promised_wal import PromisedWal
-from pgkeep.jobs.recovery_history import held_along
 from pgkeep.jobs.recovery_plan import RecoveryPlan, plan_recovery
+from pgkeep.jobs.recovery_reach import NeededWalMissing
 from pgkeep.jobs.restore_plan import PreparedRestore, prepare
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restore_settings import recovery_target, tablespace_places
 from pgkeep.jobs.stream_restore import record_of
 from pgkeep.pg.data_directory import CONTROL_FILE
-from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.server.tools import Toolbox, toolbox_for_server
 from pgkeep.settings import Resolved
@@ -142,7 +142,6 @@ def prepare_stream(
     _check_selection(base, tail, selection)
     target = recovery_target(settings, now)
     recovery = _plan(by_age, base, target, wal, now)
-    _check_needed_wal(recovery, wal, size)
     _check_hole(recovery)
     data_directory, tablespaces = _places(base, settings, place)
     if place is None:
@@ -197,20 +196,6 @@ def _wal_files(base: RecordHead) -> int:
     return segments + (base.timeline > 1)
 
 
-def _check_needed_wal(recovery: RecoveryPlan, wal: PromisedWal, size: int) -> None:
-    """Refuse a base backup without the WAL that makes it consistent."""
-    base = recovery.base
-    stop = Lsn.parse(base.stop_lsn)
-    # A standby's last segment is among the files, as far as it goes.
-    needed = Lsn(stop - stop % size) if base.from_standby else stop
-    held = held_along(recovery.history, Timeline(base.timeline), recovery.wal_start, size, wal)
-    if held < needed:
-        raise PartialSelection(
-            f"WAL that backup {base.backup_id} needs is not selected: it is there up to {held}, needed up to {needed}",
-            hint=WHOLE_JOB_HINT,
-        )
-
-
 def _check_hole(recovery: RecoveryPlan) -> None:
     """Refuse to end before WAL that comes as well: who asks for the newest state would get an older one."""
     if recovery.has_hole and recovery.target.kind is TargetKind.LATEST:
@@ -226,6 +211,8 @@ def _plan(
 ) -> RecoveryPlan:
     try:
         return plan_recovery(heads, target, wal, now=now, backup_id=base.backup_id)
+    except NeededWalMissing as missing:
+        raise PartialSelection(missing.message, hint=WHOLE_JOB_HINT) from None
     except RestoreRefused as refusal:
         if _is_before(target, base):
             raise RestoreRefused(

@@ -98,6 +98,14 @@ class WalTimes:
             end, trouble = max(end, part.index.end), part.index.trouble
         return (end if self._end is None else min(end, self._end)), trouble
 
+    def last_record(self) -> Lsn | None:
+        """Return where the last whole record begins: no recovery target lies behind it; None when there is none."""
+        last: Lsn | None = None
+        for part in self._parts():
+            if part.index.last is not None and (part.end is None or part.index.last < part.end):
+                last = part.index.last
+        return last
+
     def find_time(
         self, time: dt.datetime, *, inclusive: bool = True, proved_until: dt.datetime | None = None
     ) -> TimeFound:

@@ -13,14 +13,25 @@ from pgkeep.pg.wal_record import MAX_RESTORE_POINT_BYTES
 from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import held_through, ranges, timelines
 from pgkeep.vault.wal_index import WalIndex
+from pgkeep.vault.wal_times import WalTimes
 
 
 class WalView:
-    """What the archive says about timelines, ends and names."""
+    """What the archive says about timelines, ends, names and content. Leave it, so that what was read is kept."""
 
     def __init__(self, archive: WalArchive) -> None:
         self._archive = archive
         self._index = WalIndex(archive)
+
+    def __enter__(self) -> WalView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._index.close()
+
+    def times(self, history: TimelineHistory, start: Lsn, end: Lsn) -> WalTimes:
+        """Return what the WAL of *history* says from *start* up to *end*; nothing is read before it is asked."""
+        return WalTimes(self._index, history, start=start, end=end)
 
     def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
         """Return the end of the WAL held without a hole from *lsn* on; *lsn* when its segment is not there."""
