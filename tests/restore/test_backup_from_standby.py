@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pgkeep.errors import RestoreRefused
+from pgkeep.pg.recovery import RecoveryTarget, TargetKind
+from pgkeep.streams.record import Level
 from tests.lab.cluster import SUPERUSER, Cluster, free_port, wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
+from tests.restore.holdings import Holdings, head, moment, plan
 from tests.restore.keeper import Keeper, Outcome
 
 
@@ -128,3 +132,21 @@ def test_standby_that_lags_behind(pair: Pair) -> None:
     outcome = pair.backup("incremental", pair.at(pair.standby), "--switch-wal-timeout=60s")
     assert outcome.status == 0, outcome.lines
     pair.keeper.restore().assert_is_at(mark)
+
+
+def test_moment_that_a_standby_has_not_seen() -> None:
+    """A moment between what a standby had replayed and the end of its backup is out of reach."""
+    details = {"complete_until": moment(1.5).isoformat()}
+    base = head("20261120T140000Z-F", stop=2, from_standby=True, details=details)
+    held = Holdings({1: 2}, at={1: 1.5})
+    with pytest.raises(RestoreRefused, match="is beyond the WAL held"):
+        plan([base], held, RecoveryTarget(TargetKind.TIME, moment(2)))
+    assert plan([base], held).base is base
+
+
+def test_wal_of_a_standby_has_no_moment() -> None:
+    """WAL that a standby gave says nothing of times: a later backup's target is judged without it."""
+    base = head("20261120T140000Z-F", stop=2)
+    wal = head("20261120T150000Z-I", stop=3, level=Level.INCREMENTAL, files_from=base.backup_id, stop_time="")
+    found = plan([base, wal], Holdings({1: 4}), RecoveryTarget(TargetKind.TIME, moment(3.5)))
+    assert found.base is base

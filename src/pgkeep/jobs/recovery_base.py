@@ -119,6 +119,13 @@ def _xid_follows(xid: int, head: RecordHead, bound: str) -> bool:
     return bool(other) and (xid - other) % (1 << 32) < XID_HALF
 
 
+def complete_until(base: RecordHead) -> dt.datetime:
+    """Return a moment before which every commit is in *base*: a standby may lack what its primary has."""
+    if not base.from_standby:
+        return stop_time(base)
+    return dt.datetime.fromisoformat(base.details.get("complete_until") or base.checkpoint_time or base.stop_time)
+
+
 def stop_time(head: RecordHead) -> dt.datetime:
     """Return when *head* was consistent."""
     return dt.datetime.fromisoformat(head.stop_time)

@@ -283,7 +283,8 @@ def _is_on(history: TimelineHistory, head: RecordHead) -> bool:
 def _is_at_or_before(target: RecoveryTarget, head: RecordHead) -> bool:
     """Tell whether replay surely stops at *target* before it passes the end of *head*."""
     if target.kind is TargetKind.TIME:
-        return target.time <= stop_time(head)
+        # WAL alone, of a standby, ends at no moment that anybody knows.
+        return bool(head.stop_time) and target.time <= stop_time(head)
     return target.kind is TargetKind.IMMEDIATE or (target.kind is TargetKind.LSN and target.lsn <= _end(head))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.recovery_base import complete_until
 from pgkeep.jobs.recovery_history import WalHoldings, furthest_end, held_along
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
@@ -71,7 +72,7 @@ class Span:
         archived = held_along(history, timeline, start, size, wal)
         end = max(archived, Lsn.parse(base.stop_lsn))
         moments = [moment for other in history.timelines if (moment := wal.archived_at(other, archived))]
-        reach = max([*moments, dt.datetime.fromisoformat(base.stop_time)])
+        reach = max([*moments, complete_until(base)])
         return cls(base, history, start, archived, end, reach, furthest_end(history, timeline, size, wal) > end)
 
     @property
