@@ -218,6 +218,12 @@ class ClientProgram:
         message = f"{self.task} ended with status {status}: {first_error(lines)}"
         return ProgramFailed(message, hint=_advice("\n".join(lines)), complaints=lines)
 
+    def terminate(self) -> None:
+        """Ask the child to end; may be called from another thread, whose reading or feeding then comes to an end."""
+        if self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGTERM)
+
     def _end(self) -> None:
         if self._child.poll() is None:
             # SIGTERM first: pg_dump then asks the server to cancel, which a session that waits for a lock needs.

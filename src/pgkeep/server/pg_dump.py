@@ -65,8 +65,25 @@ class DumpCommand:
     role: str = ""
     extra: tuple[str, ...] = ()
 
-    def arguments(self, dbname: str, *, directory: Path | None = None) -> list[str | Path]:
-        """Return the command for *dbname*, writing to *directory* (directory format) or to standard output."""
+    def arguments(
+        self,
+        dbname: str,
+        *,
+        directory: Path | None = None,
+        snapshot: str = "",
+        sections: Sequence[str] = (),
+        tables_without_data: Sequence[str] = (),
+    ) -> list[str | Path]:
+        """
+        Return the command for *dbname*, writing to *directory* (directory format) or to standard output.
+
+        Args:
+            dbname: The database.
+            directory: Is made by pg_dump.
+            snapshot: An exported snapshot to read in; empty for one of its own.
+            sections: Only these, of ``pre-data``, ``data`` and ``post-data``; empty for all.
+            tables_without_data: Names of tables, quoted for SQL, whose rows are left out.
+        """
         words: list[str | Path] = [self.toolbox.program("pg_dump"), f"--format={self.format.value}", "--no-password"]
         if self.format.compresses:
             words.append(f"--compress={self._compress_argument()}")
@@ -79,6 +96,11 @@ class DumpCommand:
         if directory is not None:
             # What is staged lives minutes; the sink makes it durable.
             words += [f"--file={directory}", f"--jobs={self.jobs}", "--no-sync"]
+        if snapshot:
+            words.append(f"--snapshot={snapshot}")
+        words += [f"--section={section}" for section in sections]
+        # In quotes nothing in a name is a pattern (processSQLNamePattern in fe_utils/string_utils.c).
+        words += [f"--exclude-table-data={name}" for name in tables_without_data]
         return [*words, *self.extra, f"--dbname={conninfo_for(dbname)}"]
 
     def _compress_argument(self) -> str:

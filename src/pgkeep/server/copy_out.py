@@ -1,0 +1,251 @@
+"""
+COPY to the client, into buffers of our own.
+
+Where nobody encrypts the line, its socket is read past libpq (see ``plain_line.py`` for why that is right), and rows
+are taken out of their messages a buffer at a time. With TLS or GSSAPI libpq gives one row after the other: correct, but
+the interpreter is the bottleneck then.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psycopg
+from psycopg.pq import ExecStatus
+
+from pgkeep.errors import ServerError
+from pgkeep.pg import server_message as messages
+from pgkeep.pg.copy_rows import CopyProgress, CopyState, row_taker
+from pgkeep.server.plain_line import is_plain
+from pgkeep.server.refusals import query_refusal, refusal
+from pgkeep.server.waiting import SocketWait
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
+RECEIVE_BYTES = 256 << 10
+"""As much as a Unix socket holds."""
+_ENOUGH_BYTES = 64 << 10
+_LARGEST_ASIDE = 1 << 20
+_ASIDES = frozenset({messages.NOTICE, messages.PARAMETER_STATUS, messages.NOTIFICATION})
+
+
+class Chunk:
+    """
+    A buffer that rows come into; ``content`` is what is in it.
+
+    Args:
+        wanted: How many bytes are enough.
+        buffer: One that is used again, with whatever room it has; None for a new one.
+    """
+
+    def __init__(self, wanted: int, buffer: bytearray | None = None) -> None:
+        self.wanted = wanted
+        # Pages that nobody writes to cost nothing.
+        self.buffer = bytearray(wanted + RECEIVE_BYTES) if buffer is None else buffer
+        self.filled = 0
+        self.rows = 0
+
+    @property
+    def content(self) -> memoryview:
+        """What is in it; to be released before more comes in."""
+        return memoryview(self.buffer)[: self.filled]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough is in it."""
+        return self.filled >= self.wanted
+
+    def make_room(self, count: int) -> None:
+        """Make room for *count* more bytes."""
+        lacking = self.filled + count - len(self.buffer)
+        if lacking > 0:
+            # Only for an enormous row, in steps that grow with it.
+            self.buffer.extend(bytes(max(lacking, len(self.buffer) // 4)))
+
+
+class CopyOut(Protocol):
+    """The answer to one COPY."""
+
+    def read(self, chunk: Chunk) -> bool:
+        """Put rows into *chunk* until it is full; return whether the COPY is over. Rows are never cut."""
+        ...
+
+
+def copy_out(
+    session: psycopg.Connection[Any], command: str, *, where: str, cancelled: threading.Event | None = None
+) -> CopyOut:
+    """
+    Begin *command*, a ``COPY … TO STDOUT`` in text format, and return its answer, to be read to its end.
+
+    When another thread sets *cancelled*, reading ends with a ServerError. After any error the session is to be closed.
+    """
+    libpq = session.pgconn
+    wait = SocketWait(libpq.socket, where=where, cancelled=cancelled)
+    if is_plain(libpq):
+        return _PlainCopy(libpq.socket, command, where=where, wait=wait)
+    return _LibpqCopy(libpq, command, where=where, wait=wait)
+
+
+class _PlainCopy:
+    """A COPY that is read from the socket itself, up to where the server is ready again."""
+
+    def __init__(self, descriptor: int, command: str, *, where: str, wait: SocketWait) -> None:
+        self._descriptor = descriptor
+        self._where = where
+        self._wait = wait
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+        self._is_dry = True
+        self._has_begun = False
+        self._progress = CopyProgress()
+        self._take = row_taker()
+        self._send(messages.render_query(command))
+
+    def read(self, chunk: Chunk) -> bool:
+        """Put rows into *chunk* until it is full; return whether the COPY is over."""
+        progress = self._progress
+        while not self._has_begun:
+            kind, _ = self._message()
+            self._has_begun = kind == messages.COPY_OUT
+        while True:
+            chunk.make_room(self._end - self._start)
+            left = max(1, chunk.wanted - chunk.filled)
+            state = self._take(self._buffer, self._start, self._end, chunk.buffer, chunk.filled, left, progress)
+            chunk.filled += progress.produced
+            chunk.rows += progress.rows
+            self._start += progress.consumed
+            if state is CopyState.MORE:
+                self._receive()
+            elif state is CopyState.ENOUGH:
+                return False
+            elif state is CopyState.BROKEN:
+                raise ServerError(f"PostgreSQL at {self._where} broke the protocol in COPY: a row without content")
+            else:
+                kind, _ = self._message()
+                if kind == messages.READY_FOR_QUERY:
+                    return True
+
+    def _message(self) -> tuple[int, bytes]:
+        """Take the next message, which holds no row; raise ServerError when it is an error."""
+        while True:
+            kind, length = 0, 0
+            if self._end - self._start >= messages.FRAME.size:
+                kind, length = messages.FRAME.unpack_from(self._buffer, self._start)
+                if not messages.LENGTH_BYTES <= length <= _LARGEST_ASIDE:
+                    raise ServerError(f"PostgreSQL at {self._where} broke the protocol in COPY")
+            after = self._start + 1 + length
+            if length and after <= self._end:
+                body = bytes(self._view[self._start + messages.FRAME.size : after])
+                self._start = after
+                if kind == messages.ERROR:
+                    report = messages.parse_report(memoryview(body))
+                    raise refusal(
+                        report.state, report.message_primary or "", where=self._where, hint=report.message_hint or ""
+                    )
+                return kind, body
+            self._receive(1 + length)
+
+    def _receive(self, wanted: int = 0) -> None:
+        """Take what there is, at least a byte, behind what is left."""
+        kept = self._end - self._start
+        if wanted > len(self._buffer):
+            grown = bytearray(wanted)
+            grown[:kept] = self._view[self._start : self._end]
+            self._buffer, self._view = grown, memoryview(grown)
+        elif self._start:
+            self._view[:kept] = self._view[self._start : self._end]
+        self._start, self._end = 0, kept
+        while True:
+            if self._is_dry:
+                self._wait.readable()
+            else:
+                self._wait.check()
+            try:
+                taken = os.readv(self._descriptor, [self._view[self._end :]])
+            except BlockingIOError:
+                self._is_dry = True
+                continue
+            except OSError as error:
+                raise self._lost(f"could not receive data from server: {error.strerror}") from error
+            if not taken:
+                raise self._lost("server closed the connection unexpectedly")
+            self._is_dry = taken < _ENOUGH_BYTES
+            self._end += taken
+            return
+
+    def _send(self, message: bytes) -> None:
+        left = memoryview(message)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:
+                self._wait.writable()
+            except OSError as error:
+                raise self._lost(f"could not send data to server: {error.strerror}") from error
+
+    def _lost(self, reason: str) -> ServerError:
+        return refusal(None, reason, where=self._where)
+
+
+class _LibpqCopy:
+    """A COPY that libpq reads, because the line is encrypted."""
+
+    def __init__(self, libpq: PGconn, command: str, *, where: str, wait: SocketWait) -> None:
+        self._libpq = libpq
+        self._where = where
+        self._wait = wait
+        libpq.send_query(command.encode())
+        self._expect(ExecStatus.COPY_OUT)
+
+    def read(self, chunk: Chunk) -> bool:
+        """Put rows into *chunk* until it is full; return whether the COPY is over."""
+        with self._as_ours():
+            while not chunk.is_full:
+                length, row = self._libpq.get_copy_data(1)
+                if length > 0:
+                    chunk.make_room(length)
+                    chunk.buffer[chunk.filled : chunk.filled + length] = row
+                    chunk.filled += length
+                    chunk.rows += 1
+                elif length == 0:
+                    self._wait.readable()
+                    self._libpq.consume_input()
+                else:
+                    self._expect(ExecStatus.COMMAND_OK)
+                    while self._libpq.get_result() is not None:
+                        pass
+                    return True
+        return False
+
+    def _expect(self, status: ExecStatus) -> None:
+        with self._as_ours():
+            while self._libpq.is_busy():
+                self._wait.readable()
+                self._libpq.consume_input()
+            result = self._libpq.get_result()
+            if result is None or result.status != status:
+                message = self._libpq.get_error_message() if result is None else result.get_error_message()
+                state = None if result is None else (result.error_field(67) or b"").decode() or None
+                raise refusal(state, message, where=self._where)
+
+    def _as_ours(self) -> _AsServerError:
+        return _AsServerError(self._where)
+
+
+class _AsServerError:
+    """Turns what libpq raises into a ServerError; a class, since it is entered for every chunk."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, psycopg.Error):
+            raise query_refusal(error, where=self._where) from error

@@ -1,0 +1,168 @@
+"""The tables of a database, as far as a dump that divides them must know them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from pgkeep.pg.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    import psycopg
+
+_NUMBERS = ("int2", "int4", "int8", "numeric")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFacts:
+    """
+    One ordinary table, or leaf of a partitioned one.
+
+    Attributes:
+        oid: Its OID.
+        schema: Name of its schema, as it is.
+        name: Its name, as it is.
+        size_bytes: ``pg_table_size``: with TOAST, without indexes.
+        pages: Pages of its main fork, at the time of asking.
+        columns: Names of the columns that a COPY takes, in order: neither dropped nor generated.
+        access_method: ``heap`` for all that PostgreSQL itself brings.
+        is_unlogged: Whether a standby has nothing of it.
+        is_of_extension: Whether an extension made it, which then says what of it is dumped.
+        is_filtered: Whether row level security hides rows from the asking role.
+        key: Name of the first column of the primary key, where that is a number; empty otherwise.
+        key_type: Name of that column's type; empty when there is no such key.
+        histogram: Of that column, from the statistics; empty when there are none.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    size_bytes: int
+    pages: int
+    columns: tuple[str, ...]
+    access_method: str = "heap"
+    is_unlogged: bool = False
+    is_of_extension: bool = False
+    is_filtered: bool = False
+    key: str = ""
+    key_type: str = ""
+    histogram: tuple[Decimal, ...] = ()
+
+    @property
+    def identity(self) -> tuple[int, str, str]:
+        """What must not change between two looks at it."""
+        return self.oid, self.schema, self.name
+
+    def quoted(self) -> str:
+        """Return its name as SQL has it: ``"Odd Schema"."Täble"``."""
+        return sql.Identifier(self.schema, self.name).as_string(None)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+def list_tables(
+    connection: psycopg.Connection[Any], *, least_bytes: int, at_most: int, with_keys: bool
+) -> list[TableFacts]:
+    """
+    Return the tables of *connection*'s database that take at least *least_bytes*, largest first.
+
+    Args:
+        connection: A session in the database.
+        least_bytes: Smaller ones are left out.
+        at_most: How many are returned.
+        with_keys: Whether keys and their statistics are wanted.
+    """
+    block_size = int(connection.execute("SELECT current_setting('block_size')").fetchall()[0][0])
+    rows = connection.execute(
+        """
+        SELECT t.*, (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+                     WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+               pg_catalog.row_security_active(t.oid::oid),
+               EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
+                       AND d.objid = t.oid AND d.deptype = 'e')
+        FROM (SELECT c.oid::int8 AS oid, n.nspname::text, c.relname::text, c.relpersistence::text,
+                     coalesce(pg_catalog.pg_table_size(c.oid), 0) AS size,
+                     coalesce(pg_catalog.pg_relation_size(c.oid), 0), coalesce(m.amname::text, '')
+              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+              LEFT JOIN pg_catalog.pg_am m ON m.oid = c.relam
+              WHERE c.relkind = 'r' AND c.relpersistence <> 't'
+                AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_') t
+        WHERE t.size >= %s ORDER BY t.size DESC, t.oid LIMIT %s
+        """,
+        [least_bytes, at_most],
+    ).fetchall()
+    tables = []
+    for oid, schema, name, persistence, size, main, method, columns, is_filtered, is_of_extension in rows:
+        key, key_type, histogram = _key(connection, oid) if with_keys or method != "heap" else ("", "", ())
+        tables.append(
+            TableFacts(
+                oid=oid,
+                schema=schema,
+                name=name,
+                size_bytes=size,
+                pages=main // block_size,
+                columns=tuple(columns or ()),
+                access_method=method,
+                is_unlogged=persistence == "u",
+                is_of_extension=is_of_extension,
+                is_filtered=is_filtered,
+                key=key,
+                key_type=key_type,
+                histogram=histogram,
+            )
+        )
+    return tables
+
+
+def filtered_tables(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return the names of the tables of which row level security hides rows from the asking role, in order."""
+    rows = connection.execute(
+        """
+        SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relrowsecurity AND c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid) ORDER BY 1
+        """
+    ).fetchall()
+    return [name for (name,) in rows]
+
+
+def key_ends(connection: psycopg.Connection[Any], table: TableFacts) -> tuple[Decimal, Decimal] | None:
+    """Return the least and the greatest key of *table*, from its index; None when it is empty."""
+    query = sql.SQL("SELECT min({0})::numeric, max({0})::numeric FROM ONLY {1}").format(
+        sql.Identifier(table.key), sql.Identifier(table.schema, table.name)
+    )
+    [(lowest, highest)] = connection.execute(query).fetchall()
+    return None if lowest is None else (lowest, highest)
+
+
+def has_ctid_ranges(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server reads a range of ``ctid`` without looking at the rest of the table."""
+    return Capabilities(connection.info.server_version).has_tid_range_scan
+
+
+def _key(connection: psycopg.Connection[Any], oid: int) -> tuple[str, str, tuple[Decimal, ...]]:
+    """Return the numeric first column of a table's primary key, its type and its histogram."""
+    # A primary key cannot hold NULL; a unique index could.
+    rows = connection.execute(
+        """
+        SELECT a.attname::text, t.typname::text, s.histogram_bounds::text::numeric[]
+        FROM pg_catalog.pg_index i
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+        JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+        JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        LEFT JOIN pg_catalog.pg_stats s ON s.schemaname = n.nspname AND s.tablename = c.relname
+             AND s.attname = a.attname AND NOT s.inherited
+        WHERE i.indrelid = %s AND i.indisprimary AND i.indisvalid AND a.attnotnull AND a.attgenerated = ''
+          AND t.typnamespace = 'pg_catalog'::regnamespace AND t.typname = ANY (%s)
+        """,
+        [oid, list(_NUMBERS)],
+    ).fetchall()
+    if not rows:
+        return "", "", ()
+    [(name, type_name, histogram)] = rows
+    return name, type_name, tuple(histogram or ())
