@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dump.parallel import make_large
 from tests.dump.sample import WEIRD, digests, make_sample
 from tests.lab.cluster import Cluster
 from tests.lab.installation import Installation
@@ -36,3 +37,18 @@ def sample_digests(sampled: Cluster) -> dict[str, str]:
     found = digests(sampled, "app")
     assert len(found) == 10
     return found
+
+
+@pytest.fixture(scope="session")
+def large(installation: Installation) -> Iterator[Cluster]:
+    """A running cluster with the tables of a parallel dump in database `large`; tests leave it as it is."""
+    with server_directory() as directory, Cluster.create(installation, directory / "data") as cluster:
+        cluster.start()
+        make_large(cluster, "large")
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def large_digests(large: Cluster) -> dict[str, str]:
+    """The digests of what is in `large`."""
+    return digests(large, "large")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pgkeep.errors import BackupUnusable, FormatError, PgkeepError, RestoreRefused, ServerError, ToolError, UsageError
-from pgkeep.modes.dump_restore import Select, restore
+from pgkeep.modes.dump_items import Select
+from pgkeep.modes.dump_restore import restore
 from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, plan_restore
 from pgkeep.server.connection import Server
 from pgkeep.server.pg_dump import DumpFormat

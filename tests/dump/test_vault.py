@@ -9,8 +9,9 @@ import pytest
 
 from pgkeep.errors import PgkeepError
 from pgkeep.modes.dump import DumpMode
+from pgkeep.modes.dump_items import Select
 from pgkeep.modes.dump_plan import DumpOptions
-from pgkeep.modes.dump_restore import Select, restore
+from pgkeep.modes.dump_restore import restore
 from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, plan_restore
 from pgkeep.server.connection import Server
 from pgkeep.server.pg_dump import DumpFormat

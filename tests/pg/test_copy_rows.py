@@ -30,7 +30,8 @@ def taken_apart(take: TakeRows, stream: bytes, pieces: list[int], wanted: int) -
     pending, position, sizes = bytearray(), 0, iter(pieces)
     while True:
         room = bytearray(len(pending) + 3)
-        state = take(pending, 0, len(pending), room, 3, max(1, wanted - len(current)), progress)
+        with memoryview(pending) as source, memoryview(room) as destination:
+            state = take(source, destination[3:], max(1, wanted - len(current)), progress)
         assert room[:3] == bytes(3)
         current += room[3 : 3 + progress.produced]
         rows += progress.rows

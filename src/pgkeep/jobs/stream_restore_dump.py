@@ -19,8 +19,9 @@ from pgkeep.jobs.arrivals import Arrivals
 from pgkeep.jobs.connection import connection_target
 from pgkeep.jobs.stream_restore import ArrivingItem, ItemFailed, read_record, record_of
 from pgkeep.jobs.stream_restore_plan import Selection
+from pgkeep.modes.dump_items import Select, Supply
 from pgkeep.modes.dump_names import select_names
-from pgkeep.modes.dump_restore import DumpRestorer, LoadedDatabase, Select, Supply
+from pgkeep.modes.dump_restore import DumpRestorer, LoadedDatabase
 from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, DumpRestorePlan, DumpTarget, plan_restore
 from pgkeep.modes.dump_staging import check_space, staging_directory, write_staged
 from pgkeep.server.connection import Server

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MODES = {
     "dump": "pgkeep.modes.dump:DumpMode",
+    "parallel_dump": "pgkeep.modes.parallel_dump:ParallelDumpMode",
     "pitr": "pgkeep.modes.pitr:PitrMode",
 }
 """Every mode by its name: module and class, imported when it is asked for."""

@@ -47,7 +47,7 @@ class DumpMode:
             databases=value_of("database"),
             excluded=value_of("exclude_database"),
             format=DumpFormat(value_of("dump_format")),
-            compression=Compression(value_of("compress")),
+            compression=Compression.NONE if value_of("compress") == "auto" else Compression(value_of("compress")),
             compression_level=value_of("compression_level"),
             include_blobs=value_of("include_blobs"),
             include_globals=value_of("include_globals"),
@@ -67,49 +67,7 @@ class DumpMode:
             ToolError: There is no pg_dump that fits the server.
             ServerError: The role lacks a right.
         """
-        options: DumpOptions = request.options
-        check_extra_options(options.extra)
-        compression = options.compression
-        if compression is Compression.NONE and options.compression_level:
-            compression = Compression.GZIP
-        compression_level = compression.level(options.compression_level)
-        toolbox = toolbox_for_dump(server.version, bin_dir=options.bin_dir)
-        by_pg_dump = options.format.compresses and can_compress(toolbox, compression)
-        command = DumpCommand(
-            toolbox=toolbox,
-            format=options.format,
-            compression=compression if by_pg_dump else Compression.NONE,
-            compression_level=compression_level,
-            include_blobs=options.include_blobs,
-            lock_wait_timeout_seconds=options.lock_wait_timeout_seconds,
-            jobs=options.jobs,
-            role=server.target.role,
-            extra=options.extra,
-        )
-        databases = _chosen_databases(server, options, warn=request.warn)
-        for database in databases:
-            with contextlib.closing(server.session(dbname=database.name)) as session:
-                check_attribute_options(session, toolbox=toolbox)
-        if options.format is DumpFormat.DIRECTORY:
-            largest = max(databases, key=lambda database: database.size_bytes)
-            check_space(options.tmpdir, largest.size_bytes, purpose=f'staging database "{largest.name}"')
-        role_passwords = options.include_globals and _may_read_passwords(server)
-        if options.include_globals and not role_passwords:
-            request.warn("role passwords are not in this backup: the role may not read pg_authid")
-        request.say(f"pg_dump {toolbox.version} of server {server.version_text}: {len(databases)} databases")
-        return DumpPlan(
-            request=request,
-            level=Level.FULL,
-            backup_id=history.new_backup_id(request.begin, Level.FULL),
-            reason="" if request.level is Level.FULL else f"mode dump has no {request.level.word}: this is a Full",
-            options=options,
-            command=command,
-            compression=compression,
-            compression_level=compression_level,
-            databases=databases,
-            role_passwords=role_passwords,
-            system_identifier=str(server.value("SELECT system_identifier FROM pg_control_system()")),
-        )
+        return plan_dump(self.name, request, server=server, history=history)
 
     def foresee(self, plan: DumpPlan, *, server: Server) -> Iterator[ItemHeader]:  # noqa: ARG002 - the plan has it all
         """Yield the headers of the dumps, with the sizes of the databases: nobody knows those of the dumps."""
@@ -131,6 +89,59 @@ class DumpMode:
             source = DumpSource(plan, server, staging)
             held.callback(source.close)
             yield source
+
+
+def plan_dump(
+    mode: str, request: BackupRequest, *, server: Server, history: History, is_piped: bool = False
+) -> DumpPlan:
+    """
+    Choose the databases and the pg_dump of a job of *mode*; see ``DumpMode.plan``.
+
+    *is_piped*: what pg_dump writes passes through pgkeep's own compression, in whatever format.
+    """
+    options: DumpOptions = request.options
+    check_extra_options(options.extra)
+    compression = options.compression
+    if compression is Compression.NONE and options.compression_level:
+        compression = Compression.GZIP
+    compression_level = compression.level(options.compression_level)
+    toolbox = toolbox_for_dump(server.version, bin_dir=options.bin_dir)
+    by_pg_dump = not is_piped and options.format.compresses and can_compress(toolbox, compression)
+    command = DumpCommand(
+        toolbox=toolbox,
+        format=options.format,
+        compression=compression if by_pg_dump else Compression.NONE,
+        compression_level=compression_level,
+        include_blobs=options.include_blobs,
+        lock_wait_timeout_seconds=options.lock_wait_timeout_seconds,
+        jobs=options.jobs,
+        role=server.target.role,
+        extra=options.extra,
+    )
+    databases = _chosen_databases(server, options, warn=request.warn)
+    for database in databases:
+        with contextlib.closing(server.session(dbname=database.name)) as session:
+            check_attribute_options(session, toolbox=toolbox)
+    if options.format is DumpFormat.DIRECTORY:
+        largest = max(databases, key=lambda database: database.size_bytes)
+        check_space(options.tmpdir, largest.size_bytes, purpose=f'staging database "{largest.name}"')
+    role_passwords = options.include_globals and _may_read_passwords(server)
+    if options.include_globals and not role_passwords:
+        request.warn("role passwords are not in this backup: the role may not read pg_authid")
+    request.say(f"pg_dump {toolbox.version} of server {server.version_text}: {len(databases)} databases")
+    return DumpPlan(
+        request=request,
+        level=Level.FULL,
+        backup_id=history.new_backup_id(request.begin, Level.FULL),
+        reason="" if request.level is Level.FULL else f"mode {mode} has no {request.level.word}: this is a Full",
+        options=options,
+        command=command,
+        compression=compression,
+        compression_level=compression_level,
+        databases=databases,
+        role_passwords=role_passwords,
+        system_identifier=str(server.value("SELECT system_identifier FROM pg_control_system()")),
+    )
 
 
 def _chosen_databases(

@@ -15,11 +15,12 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from pgkeep.errors import BackupUnusable, ServerError
+from pgkeep.modes.dump_items import Supply, content_of
 from pgkeep.modes.dump_restore_plan import NAME_BYTES, TEMPORARY, DumpRestorePlan, DumpTarget, holds_nothing
 from pgkeep.modes.dump_staging import check_space, staging_directory, write_staged
+from pgkeep.modes.parallel_restore import PartsLoader, load_parts
 from pgkeep.server.client_program import ClientProgram, client_environment
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (
@@ -40,11 +41,7 @@ from pgkeep.server.pg_restore import (
 )
 from pgkeep.server.tools import Toolbox, ToolVersion
 from pgkeep.streams.compression import decompress
-from pgkeep.streams.item import EXTENT_BYTES, Buffer, DetachedItem, ItemKind, StreamedItem
-
-Select = Callable[[str], bool]
-Supply = Callable[[Select], Iterable[StreamedItem | DetachedItem]]
-"""Gives a backup's items whose virtual path is selected, digests checked; may be called several times."""
+from pgkeep.streams.item import Buffer, ItemKind
 
 
 def restore(
@@ -142,6 +139,29 @@ class DumpRestorer:
             raise
         return LoadedDatabase(target, temporary)
 
+    def parts_loader(self, target: DumpTarget, dbname: str, staging: Path) -> PartsLoader:
+        """Return what loads the parts of a parallel dump into *dbname*, with files in *staging*."""
+
+        def run_section(section: str, source: Path | Iterable[Buffer]) -> None:
+            file = source if isinstance(source, Path) else None
+            # Only indexes and constraints are made one beside the other; pg_restore reads a pipe by itself.
+            jobs = self._plan.options.jobs if section == "post-data" else 1
+            with self._loader(target, dbname, file, section=section, jobs=jobs) as child:
+                if not isinstance(source, Path):
+                    child.feed(source)
+                finish_restore(child)
+
+        return PartsLoader(
+            dbname,
+            target.path,
+            compression=self._plan.compression,
+            staging=staging,
+            jobs=self._plan.options.jobs,
+            connect=lambda: self._server.session(dbname=dbname),
+            run_section=run_section,
+            where=self._server.where,
+        )
+
     def publish(self, loaded: LoadedDatabase) -> None:
         """Let a database take its name."""
         if loaded.temporary:
@@ -185,6 +205,13 @@ class DumpRestorer:
         return stem + suffix
 
     def _load(self, target: DumpTarget, dbname: str, supply: Supply) -> None:
+        if self._plan.is_parallel:
+            with (
+                staging_directory(self._plan.options.tmpdir) as staging,
+                self.parts_loader(target, dbname, staging) as loader,
+            ):
+                load_parts(loader, target.path, supply)
+            return
         if self._plan.format is DumpFormat.DIRECTORY:
             self._load_staged(target, dbname, supply)
             return
@@ -224,7 +251,9 @@ class DumpRestorer:
         return Toolbox(self._plan.toolbox.directory, version)
 
     @contextlib.contextmanager
-    def _loader(self, target: DumpTarget, dbname: str, directory: Path | None) -> Iterator[ClientProgram]:
+    def _loader(
+        self, target: DumpTarget, dbname: str, directory: Path | None, *, section: str = "", jobs: int = 0
+    ) -> Iterator[ClientProgram]:
         arguments = restore_arguments(
             self._plan.toolbox,
             self._plan.format,
@@ -232,7 +261,8 @@ class DumpRestorer:
             server_version=self._server.version,
             role=self._server.target.role,
             directory=directory,
-            jobs=self._plan.options.jobs,
+            jobs=jobs or self._plan.options.jobs,
+            section=section,
         )
         program = "psql" if self._plan.format is DumpFormat.PLAIN else "pg_restore"
         task = f'{program} of database "{target.name}"'
@@ -258,17 +288,3 @@ class DumpRestorer:
             yield from content_of(item)
         if not found:
             raise BackupUnusable(f"backup {self._plan.head.backup_id} lacks {path}")
-
-
-def content_of(item: StreamedItem | DetachedItem) -> Iterator[Buffer]:
-    """Yield an item's content in order, whichever kind it is."""
-    if not hasattr(item, "read_extent"):
-        yield from item.chunks()
-        return
-    detached = cast(DetachedItem, item)
-    try:
-        size = item.header.size
-        for offset in range(0, size, EXTENT_BYTES):
-            yield detached.read_extent(offset, min(EXTENT_BYTES, size - offset))
-    finally:
-        detached.close()

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from pgkeep.errors import BackupUnusable, RestoreRefused, UsageError
-from pgkeep.modes.dump import DumpMode
 from pgkeep.modes.dump_names import select_names
 from pgkeep.modes.dump_plan import DumpDetails
 from pgkeep.modes.dump_staging import size_text
+from pgkeep.modes.parallel_dump_plan import FORMAT
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (
     DatabaseProperties,
@@ -27,6 +27,7 @@ from pgkeep.server.tools import Toolbox, ToolVersion, toolbox_for_restore
 from pgkeep.streams.compression import Compression
 from pgkeep.streams.record import RecordHead
 
+DUMP_MODES = ("dump", "parallel_dump")
 TEMPORARY = "pgkeep_restore_"
 """How the name of a database begins that is being filled."""
 NAME_BYTES = 63
@@ -95,8 +96,13 @@ class DumpRestorePlan:
 
     @property
     def format(self) -> DumpFormat:
-        """The dumps' format."""
-        return DumpFormat(self.details.format)
+        """The dumps' format; that of its archives for a parallel dump."""
+        return DumpFormat.CUSTOM if self.is_parallel else DumpFormat(self.details.format)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether the backup holds the parts of parallel dumps."""
+        return self.details.format == FORMAT
 
     @property
     def compression(self) -> Compression:
@@ -138,8 +144,8 @@ def plan_restore(
         RestoreRefused: A database of that name exists and is not empty, or is in use.
         ToolError: There is no pg_restore for this dump.
     """
-    if head.mode != DumpMode.name:
-        raise UsageError(f"backup {head.backup_id} is of mode {head.mode}, expected {DumpMode.name}")
+    if head.mode not in DUMP_MODES:
+        raise UsageError(f"backup {head.backup_id} is of mode {head.mode}, expected {' or '.join(DUMP_MODES)}")
     details = _details(head)
     by_name = {database.name: database for database in details.databases}
     paths = {database.name: database.path for database in head.databases}

@@ -13,7 +13,6 @@ from pgkeep.modes.dump_staging import size_text
 from pgkeep.pg.table_ranges import chosen_bounds, ctid_conditions, even_bounds, key_conditions, ranges_for
 from pgkeep.server.table_facts import TableFacts
 
-SMALLEST_RANGE_BYTES = 16 << 20
 LARGEST_RANGE_BYTES = 1 << 30
 MAX_TABLES = 1_000
 """Tables of one database that workers copy; each is an argument of pg_dump, and a lock of each session."""
@@ -71,13 +70,13 @@ class Division:
         threshold_bytes: Larger tables are copied in ranges; 0 for none.
         whole_bytes: Tables from this size on are copied by workers, smaller ones by pg_dump.
         workers: Of the job.
-        smallest_range_bytes: What is worth a query.
+        range_bytes: A range is not smaller: what is worth a query.
     """
 
     threshold_bytes: int
     whole_bytes: int
     workers: int
-    smallest_range_bytes: int = SMALLEST_RANGE_BYTES
+    range_bytes: int
 
     def is_for_workers(self, table: TableFacts, *, is_standby: bool) -> bool:
         """Whether workers copy *table* at all."""
@@ -95,7 +94,7 @@ class Division:
         ranges = ranges_for(
             table.size_bytes,
             workers=self.workers,
-            smallest_bytes=self.smallest_range_bytes,
+            smallest_bytes=self.range_bytes,
             largest_bytes=LARGEST_RANGE_BYTES,
         )
         if has_ctid_ranges and table.access_method == "heap":

@@ -224,11 +224,6 @@ class Capabilities:
         """17 can end a transaction that takes long, which the snapshot of a dump does."""
         return self.major >= 17
 
-    @property
-    def has_tid_range_scan(self) -> bool:
-        """14 reads a range of ``ctid`` by itself; before, it reads the whole table for each."""
-        return self.major >= 14
-
     # Archiving and recovery.
 
     @property

@@ -53,31 +53,26 @@ class CopyProgress(ctypes.Structure):
     )
 
 
-TakeRows = Callable[[bytearray, int, int, bytearray, int, int, CopyProgress], CopyState]
+TakeRows = Callable[[memoryview, memoryview, int, CopyProgress], CopyState]
 
 
-def take_rows(
-    source: bytearray, start: int, end: int, destination: bytearray, at: int, wanted: int, progress: CopyProgress
-) -> CopyState:
+def take_rows(source: memoryview, destination: memoryview, wanted: int, progress: CopyProgress) -> CopyState:
     """
-    Put the bodies of the CopyData messages in ``source[start:end]`` at *at* of *destination*.
+    Put the bodies of the CopyData messages in *source* one after the other.
 
     Args:
-        source: What came from the server.
-        start: Where the next message, or the rest of the one begun, starts.
-        end: Where what came ends.
-        destination: Has room for *end* - *start* bytes from *at* on.
-        at: Where to put what is taken.
+        source: What came from the server, from the rest of a message begun, or the next message, on; writable.
+        destination: Has room for as much.
         wanted: Stop at the first end of a message that makes it this many bytes; more than 0.
         progress: Told, and kept between calls.
     """
     filled, rows, left = 0, 0, progress.left
     state = CopyState.MORE
-    position = start
+    position, end = 0, len(source)
     while True:
         if left:
             part = min(left, end - position)
-            destination[at + filled : at + filled + part] = source[position : position + part]
+            destination[filled : filled + part] = source[position : position + part]
             position += part
             filled += part
             left -= part
@@ -99,7 +94,7 @@ def take_rows(
             break
         left = length - LENGTH_BYTES
         position += FRAME.size
-    progress.left, progress.consumed, progress.produced, progress.rows = left, position - start, filled, rows
+    progress.left, progress.consumed, progress.produced, progress.rows = left, position, filled, rows
     return state
 
 
@@ -119,13 +114,11 @@ def native_take_rows() -> TakeRows | None:
         ctypes.POINTER(CopyProgress),
     ]
 
-    def native(
-        source: bytearray, start: int, end: int, destination: bytearray, at: int, wanted: int, progress: CopyProgress
-    ) -> CopyState:
-        assert len(destination) - at >= end - start
-        given = (ctypes.c_char * (len(source) - start)).from_buffer(source, start)
-        room = (ctypes.c_char * (len(destination) - at)).from_buffer(destination, at)
-        return CopyState(function(given, end - start, room, wanted, ctypes.byref(progress)))
+    def native(source: memoryview, destination: memoryview, wanted: int, progress: CopyProgress) -> CopyState:
+        assert len(destination) >= len(source)
+        given = (ctypes.c_char * len(source)).from_buffer(source)
+        room = (ctypes.c_char * len(destination)).from_buffer(destination)
+        return CopyState(function(given, len(source), room, wanted, ctypes.byref(progress)))
 
     return native
 

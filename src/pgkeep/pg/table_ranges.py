@@ -59,7 +59,9 @@ def even_bounds(lowest: Decimal, highest: Decimal, ranges: int) -> list[Decimal]
     if not lowest.is_finite() or not highest.is_finite():
         return []
     low, high = int(lowest), int(highest)
-    return [Decimal(bound) for bound in sorted({low + (high - low) * n // ranges for n in range(1, ranges)}) if bound > low]
+    return [
+        Decimal(bound) for bound in sorted({low + (high - low) * n // ranges for n in range(1, ranges)}) if bound > low
+    ]
 
 
 def _conditions(column: str, bounds: Sequence[str]) -> list[str]:

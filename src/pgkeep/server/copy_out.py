@@ -115,7 +115,8 @@ class _PlainCopy:
         while True:
             chunk.make_room(self._end - self._start)
             left = max(1, chunk.wanted - chunk.filled)
-            state = self._take(self._buffer, self._start, self._end, chunk.buffer, chunk.filled, left, progress)
+            with memoryview(chunk.buffer) as room:
+                state = self._take(self._view[self._start : self._end], room[chunk.filled :], left, progress)
             chunk.filled += progress.produced
             chunk.rows += progress.rows
             self._start += progress.consumed

@@ -60,10 +60,9 @@ class DumpSnapshot:
         ServerError: A lock is not to be had; the hint names who holds it.
     """
 
-    def __init__(
-        self, server: Server, dbname: str, *, list_tables: List, lock_wait_timeout_seconds: float
-    ) -> None:
+    def __init__(self, server: Server, dbname: str, *, list_tables: List, lock_wait_timeout_seconds: float) -> None:
         self.dbname = dbname
+        self.tables: list[TableFacts] = []
         self.where = server.where
         self._server = server
         self._session = server.session(dbname=dbname)

@@ -40,9 +40,12 @@ def restore_arguments(
     role: str = "",
     directory: Path | None = None,
     jobs: int = 1,
+    section: str = "",
 ) -> list[str | Path]:
     """
-    Return the command that loads a dump into *dbname*, from standard input or from *directory* (directory format).
+    Return the command that loads a dump into *dbname*, from standard input or from *directory*.
+
+    *directory* may be a file in custom format, too; *section* is the only one that is loaded, empty for all.
 
     A plain dump is loaded by psql. Both stop at the first error, except where the first is sure to be harmless
     (``writes_unknown_setting``); ``finish_restore`` then counts.
@@ -54,6 +57,8 @@ def restore_arguments(
         words.append("--exit-on-error")
     if role:
         words.append(f"--role={role}")
+    if section:
+        words.append(f"--section={section}")
     words.append(f"--dbname={conninfo_for(dbname)}")
     if directory is not None:
         words += [f"--jobs={jobs}", directory]

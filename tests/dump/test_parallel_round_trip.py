@@ -1,0 +1,91 @@
+"""A parallel dump comes back row for row."""
+
+from __future__ import annotations
+
+import collections
+import json
+from pathlib import Path
+
+import pytest
+
+from pgkeep.modes.dump_plan import DumpDetails
+from pgkeep.streams.compression import Compression
+from tests.dump.parallel import ROOT, parallel_dump_of, parts
+from tests.dump.sample import WEIRD, digests, dump_cluster, restore_cluster
+from tests.lab.cluster import Cluster, MakeCluster
+
+
+@pytest.mark.parametrize("compression", Compression, ids=lambda one: one.value)
+def test_parallel_dump_comes_back(
+    *, large: Cluster, large_digests: dict[str, str], bin_dir: Path, tmp_path: Path, compression: Compression
+) -> None:
+    """Tables in ranges, whole, and by pg_dump restore to equal rows, sequences and large objects."""
+    backup = parallel_dump_of(large, "large", bin_dir=bin_dir, compression=compression)
+    new = f"back {compression.value}"
+    try:
+        _, said, warned = restore_cluster(
+            large, backup, bin_dir=bin_dir, databases=("large",), new_database=new, tmpdir=tmp_path, jobs=3
+        )
+        assert digests(large, new) == large_digests
+        assert (said, warned) == ([f'database "{new}": restored'], [])
+        assert large.sql(_SHAPE, dbname=new) == large.sql(_SHAPE, dbname="large")
+    finally:
+        large.sql(f'DROP DATABASE IF EXISTS "{new}"')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_to_pg_dump(large: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """What comes back has the digests of what pg_dump and pg_restore bring back."""
+    parallel = parallel_dump_of(large, "large", bin_dir=bin_dir)
+    plain = dump_cluster(large, bin_dir=bin_dir, databases=["large"])
+    try:
+        for new, backup in (("by workers", parallel), ("by pg_dump", plain)):
+            restore_cluster(large, backup, bin_dir=bin_dir, databases=("large",), new_database=new, tmpdir=tmp_path)
+        assert digests(large, "by workers") == digests(large, "by pg_dump")
+        assert large.sql(_SHAPE, dbname="by workers") == large.sql(_SHAPE, dbname="by pg_dump")
+    finally:
+        large.sql('DROP DATABASE IF EXISTS "by workers"')
+        large.sql('DROP DATABASE IF EXISTS "by pg_dump"')
+
+
+def test_tables_are_copied_in_ranges(large: Cluster, bin_dir: Path) -> None:
+    """The larger tables come in many chunks, under names that no other table can have, counted in the end."""
+    backup = parallel_dump_of(large, "large", bin_dir=bin_dir, compression=Compression.ZSTD)
+    counts = collections.Counter(path.rpartition("/")[0] for path in parts(backup, "large", "tables/"))
+    assert counts["tables/public.ledger"] > 8
+    assert "tables/Odd%2ESch%20ema.we%2Fird%20%22tä%22%20ble" in counts
+    complete = json.loads(backup.content[f"{ROOT}/large.parts/complete.json"])
+    assert {f"tables/{table['directory']}": table["chunks"] for table in complete["tables"]} == counts
+    rows = {table["directory"]: table["rows"] for table in complete["tables"]}
+    assert rows["public.ledger"] == large.value("SELECT count(*) FROM ledger", dbname="large")
+    files = [path for path in backup.files if "/large.parts/" in path]
+    assert files[0].endswith("/schema.dump")
+    assert files[1].endswith("/tables.json")
+    assert files[-2:] == [f"{ROOT}/large.parts/complete.json", f"{ROOT}/large.parts/restore.sh"]
+
+
+def test_all_databases_and_globals(sampled: Cluster, bin_dir: Path, make_cluster: MakeCluster, tmp_path: Path) -> None:
+    """All databases of a cluster come back in a new cluster, the globals first, strange names and row security."""
+    backup = parallel_dump_of(sampled, bin_dir=bin_dir)
+    assert backup.files[0] == f"{ROOT}/globals.sql"
+    assert f"{ROOT}/we%2Fird%20%22näme%22.parts/schema.dump" in backup.files
+    assert backup.head is not None
+    assert [database.name for database in backup.head.databases] == ["app", "postgres", "template1", WEIRD]
+    assert DumpDetails(**backup.head.details).format == "parallel"
+    new = make_cluster("new", major=sampled.major)
+    restore_cluster(new, backup, bin_dir=bin_dir, include_globals=True, tmpdir=tmp_path, jobs=2)
+    for dbname in ("app", WEIRD):
+        assert digests(new, dbname) == digests(sampled, dbname)
+    assert new.sql("SELECT datname FROM pg_database WHERE datname LIKE 'pgkeep%%'") == []
+
+
+_SHAPE = """
+    SELECT format('%I.%I', n.nspname, c.relname), c.relkind, c.relpersistence,
+           (SELECT array_agg(format('%s %s %s %s', attname, atttypid::regtype, attnotnull, attidentity) ORDER BY attnum)
+            FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+           (SELECT array_agg(pg_get_constraintdef(oid) ORDER BY pg_get_constraintdef(oid)) FROM pg_constraint WHERE conrelid = c.oid),
+           (SELECT array_agg(indexrelid::regclass::text ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = c.oid),
+           (SELECT array_agg(inhparent::regclass::text) FROM pg_inherits WHERE inhrelid = c.oid)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
+"""
