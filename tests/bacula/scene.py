@@ -91,7 +91,7 @@ class Scene:
         """Return a Plugin line for the cluster."""
         cluster = cluster or self.cluster
         fixed = " start_fast=yes" if mode == "pitr" else ""
-        if mode == "dump" and not cluster.installation.has_client_programs:
+        if mode.endswith("dump") and not cluster.installation.has_client_programs:
             fixed = f" bin_dir={newest_installation().bin_dir}"
         text = f"pgkeep: mode={mode} host={cluster.socket_directory} port={cluster.port} user={user}{fixed} {more}"
         return text.strip()

@@ -165,6 +165,25 @@ def test_dumps_return_into_databases(major: int, make_scene: MakeScene) -> None:
     assert scene.cluster.value("SELECT count(*) FROM item", dbname="shop2") == 7
 
 
+@MAJORS
+def test_parallel_dumps_return_into_databases(major: int, make_scene: MakeScene) -> None:
+    """where=/ loads the chunks of a parallel dump, and the tables of a database have the rows that they had."""
+    scene = make_scene(major=major)
+    scene.cluster.sql("CREATE DATABASE shop")
+    scene.cluster.sql(
+        "CREATE TABLE item AS SELECT n, repeat(md5(n::text), 4) AS t FROM generate_series(1, 200000) n", dbname="shop"
+    )
+    digest = "SELECT count(*)::text || md5(string_agg(t, '' ORDER BY n)) FROM item"
+    job = scene.job("parallel", scene.line("parallel_dump", "parallel_tables=2 large_table_threshold=20M"))
+    done = scene.backup(job, "Full")
+    assert any("public.item" in line and "ranges, by ctid" in line for line in done.told), done.text
+    scene.director.restore(job, "/", options={"target_database": "shop", "new_database": "shop2"}).must()
+    assert scene.cluster.value(digest, dbname="shop2") == scene.cluster.value(digest, dbname="shop")
+    files = scene.directory / "files"
+    scene.director.restore(job, files).must()
+    assert any(name.endswith("shop.parts/restore.sh") for name in files_beneath(files))
+
+
 def test_several_volumes(make_scene: MakeScene) -> None:
     """A Full and an Incremental that are spread over many volumes of 4 MB come back whole."""
     scene = make_scene()

@@ -53,7 +53,8 @@ def test_no_warning_for_what_serves_other_jobs() -> None:
 @pytest.mark.parametrize(
     ("line", "algorithm", "level"),
     [
-        ("mode=dump", "none", 0),
+        ("mode=dump", "auto", 0),
+        ("mode=parallel_dump compression_level=12", "zstd", 12),
         ("compression_level=6", "gzip", 6),
         ("compress=zstd", "zstd", 0),
         ("compress=zstd compression_level=22", "zstd", 22),
@@ -61,7 +62,7 @@ def test_no_warning_for_what_serves_other_jobs() -> None:
     ],
 )
 def test_compression_level_alone_means_gzip(line: str, algorithm: str, level: int) -> None:
-    """A level without an algorithm is gzip's, as in pg_dump."""
+    """A level without an algorithm is gzip's, as in pg_dump, but where zstd is usual."""
     resolved = backup(line)
     assert (resolved.text("compress"), resolved.number("compression_level")) == (algorithm, level)
     assert resolved.warnings == ()

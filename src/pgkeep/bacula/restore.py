@@ -198,7 +198,7 @@ class _Restore:
             return _skip
         if self._settings.get("restore_mode") == "files":
             return self._prepare_files("")
-        if self._mode == "dump":
+        if self._mode.endswith("dump"):
             return self._prepare_dump()
         return self._prepare_cluster()
 

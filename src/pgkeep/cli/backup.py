@@ -6,7 +6,7 @@ import datetime as dt
 from contextlib import AbstractContextManager
 
 from pgkeep.cli.door import Call
-from pgkeep.cli.output import print_json, say, warn
+from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.cli.progress import ProgressSink
 from pgkeep.errors import VaultError
 from pgkeep.jobs.amount import size_text
@@ -23,8 +23,8 @@ from pgkeep.vault.vault import ClusterVault
 LEVELS = {"full": Level.FULL, "differential": Level.DIFFERENTIAL, "incremental": Level.INCREMENTAL}
 
 
-def run(call: Call, *, as_json: bool) -> None:
-    """Make one backup into the vault."""
+def run(call: Call, *, plan_only: bool, as_json: bool) -> None:
+    """Make one backup into the vault, or say what it would be."""
     settings = call.settings
     mode = mode_named(settings.get("mode"))
     request = BackupRequest(
@@ -34,7 +34,7 @@ def run(call: Call, *, as_json: bool) -> None:
         level=LEVELS[settings.get("level")],
         begin=dt.datetime.now(dt.UTC),
         options=mode.options(settings.get),
-        say=say,
+        say=_say_nothing if plan_only else say,
         warn=warn,
         track_replication_state=settings.flag("track_replication_state"),
         standby_hosts=settings.names("standby_host"),
@@ -45,8 +45,12 @@ def run(call: Call, *, as_json: bool) -> None:
         cluster.lock_for_backup() as locks,
         open_source(settings, say=say, warn=warn) as server,
     ):
-        if mode.name != "dump":
+        if not mode.name.endswith("dump"):
             _check_identity(cluster, server)
+        if plan_only:
+            plan = mode.plan(request, server=server, history=VaultHistory(cluster))
+            _print_plan(plan, as_json=as_json)
+            return
 
         def open_sink(plan: Plan) -> AbstractContextManager[RecordingSink]:
             sink = cluster.begin_backup(
@@ -60,6 +64,20 @@ def run(call: Call, *, as_json: bool) -> None:
 
         head, tail = backup(request, mode=mode, server=server, history=VaultHistory(cluster), open_sink=open_sink)
     _report(head, tail, as_json=as_json)
+
+
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
+    lines = [plan.reason] if plan.reason else []
+    lines += plan.lines()
+    if as_json:
+        print_json({"plan": lines})
+        return
+    for line in lines:
+        print_line(line)
+
+
+def _say_nothing(_: str) -> None:
+    """Keep for stdout what a plan says."""
 
 
 def _check_identity(cluster: ClusterVault, server: Server) -> None:

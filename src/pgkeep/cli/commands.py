@@ -66,11 +66,17 @@ def check(cluster: Cluster, json: Json = False, *, values: dict[str, Any]) -> No
 
 @app.command()
 @with_options("backup")
-def backup(cluster: Cluster, json: Json = False, *, values: dict[str, Any]) -> None:
+def backup(
+    cluster: Cluster,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the plan and back up nothing.")] = False,
+    json: Json = False,
+    *,
+    values: dict[str, Any],
+) -> None:
     """Make a backup into the vault."""
     from pgkeep.cli.backup import run
 
-    run(open_call("backup", cluster, values), as_json=json)
+    run(open_call("backup", cluster, values), plan_only=plan, as_json=json)
 
 
 @app.command()

@@ -66,7 +66,7 @@ def _print_backup(backup: BackupInfo) -> None:
         print_line(f"      damaged: {damaged.path} block {blocks}")
     if head.replication is not None:
         print_line(f"      {head.replication.server.word}, {head.replication.summary}")
-    if head.mode == "dump":
+    if head.mode.endswith("dump"):
         for database in head.databases:
             print_line(f'      database "{database.name}": {size_text(database.size_bytes)}')
 

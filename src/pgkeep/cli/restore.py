@@ -11,6 +11,7 @@ from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
+from pgkeep.modes import MODES
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
@@ -28,7 +29,7 @@ def run(call: Call, *, as_json: bool) -> None:
     with call.cluster() as cluster, cluster.lock(shared=True, verb="restore"):
         heads = _readable(call, cluster)
         mode = _restore_mode(call, heads)
-        if mode == "dump":
+        if mode.endswith("dump"):
             from pgkeep.cli.restore_dump import restore_dumps
 
             restore_dumps(call, cluster, heads, as_json=as_json)
@@ -136,8 +137,9 @@ def _readable(call: Call, cluster: ClusterVault) -> list[RecordHead]:
 def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
     wanted = call.settings.get("restore_mode")
     if wanted != "auto":
-        if wanted not in ("dump", "pitr"):
-            raise UsageError(f"restore_mode {wanted} is not in this version of pgkeep: expected auto, dump or pitr")
+        if wanted not in MODES:
+            expected = ", ".join(["auto", *MODES])
+            raise UsageError(f"restore_mode {wanted} is not in this version of pgkeep: expected one of {expected}")
         return str(wanted)
     chosen = call.settings.text("backup_id")
     for head in heads:

@@ -78,8 +78,8 @@ def _into_databases(call: Call, cluster: ClusterVault, head: RecordHead, *, as_j
 
 
 def _chosen(call: Call, heads: list[RecordHead]) -> RecordHead:
-    wanted = call.settings.text("backup_id")
-    dumps = [head for head in heads if head.mode == "dump"]
+    wanted, mode = call.settings.text("backup_id"), call.settings.get("restore_mode")
+    dumps = [head for head in heads if head.mode.endswith("dump") and mode in ("auto", head.mode)]
     if wanted:
         dumps = [head for head in dumps if head.backup_id == wanted]
     if not dumps:

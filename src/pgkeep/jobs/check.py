@@ -77,7 +77,7 @@ class _Checks:
 
     def tests(self) -> Iterator[NamedTest]:
         """Yield the tests, each after those that it needs."""
-        physical = self._request.mode != "dump"
+        physical = not self._request.mode.endswith("dump")
         yield "configuration", self._configuration, ()
         yield "vault", self._vault, ()
         yield "server", self._connect, ()
@@ -223,7 +223,7 @@ class _Checks:
         server, mode = self._connected, self._request.mode
         rights = queries.role_rights(server)
         missing = []
-        if not rights.is_superuser and mode != "dump":
+        if not rights.is_superuser and not mode.endswith("dump"):
             needed = ["pg_switch_wal()", "pg_create_restore_point(text)"]
             if self._request.transport != "stream":
                 needed += [server.capabilities.start_signature, server.capabilities.stop_signature]
@@ -239,7 +239,7 @@ class _Checks:
 
     def _programs(self) -> str:
         server, bin_dir = self._connected, self._request.bin_dir
-        if self._request.mode == "dump":
+        if self._request.mode.endswith("dump"):
             return str(toolbox_for_dump(server.version, bin_dir=bin_dir))
         try:
             return str(toolbox_for_server(server.capabilities.major, bin_dir=bin_dir))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from pgkeep.errors import BackupUnusable, PgkeepError, RestoreRefused, ToolError
+from pgkeep.errors import BackupUnusable, FormatError, PgkeepError, RestoreRefused, ServerError, ToolError
 from pgkeep.jobs.arrivals import Arrivals
 from pgkeep.jobs.connection import connection_target
 from pgkeep.jobs.stream_restore import ArrivingItem, ItemFailed, read_record, record_of
@@ -22,8 +22,9 @@ from pgkeep.jobs.stream_restore_plan import Selection
 from pgkeep.modes.dump_items import Select, Supply
 from pgkeep.modes.dump_names import select_names
 from pgkeep.modes.dump_restore import DumpRestorer, LoadedDatabase
-from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, DumpRestorePlan, DumpTarget, plan_restore
+from pgkeep.modes.dump_restore_plan import DUMP_MODES, DumpRestoreOptions, DumpRestorePlan, DumpTarget, plan_restore
 from pgkeep.modes.dump_staging import check_space, staging_directory, write_staged
+from pgkeep.modes.parallel_restore import PartsLoader
 from pgkeep.server.connection import Server
 from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.settings import Resolved
@@ -90,6 +91,7 @@ class _Work:
         self._staging = staging
         self._root = root
         self._loaded: dict[str, LoadedDatabase] = {}
+        self._loaders: dict[str, PartsLoader] = {}
         self._staged: dict[str, list[_StagedItem]] = {}
         self._failed: dict[str, PgkeepError] = {}
         self._is_recorded = False
@@ -128,19 +130,26 @@ class _Work:
                 self._failed[name] = BackupUnusable(f"{target.path} did not arrive", hint="restore again")
             if name in self._staged and name not in self._failed:
                 self._load(target, _supply(self._staged[name]))
+            if name in self._loaders and name not in self._failed:
+                self._finish_parts(target)
             if name in self._loaded and name not in self._failed:
                 self._restorer.publish(self._loaded.pop(name))
         self._raise_failures()
 
     def drop(self) -> None:
         """Take back what did not get its name."""
+        while self._loaders:
+            self._loaders.popitem()[1].close()
         while self._loaded:
             self._restorer.drop(self._loaded.popitem()[1])
 
     def _take_dump(self, target: DumpTarget, item: _Noted) -> None:
+        if self._plan.is_parallel and not target.is_filled_in_place:
+            self._take_part(target, item)
+            return
         self._failed.pop(target.name, None)
         try:
-            if self._plan.format is DumpFormat.DIRECTORY or target.is_filled_in_place:
+            if self._plan.is_parallel or self._plan.format is DumpFormat.DIRECTORY or target.is_filled_in_place:
                 staged = self._stage(item)
                 others = [one for one in self._staged.get(target.name, []) if one.header.path != staged.header.path]
                 self._staged[target.name] = [*others, staged]
@@ -153,10 +162,45 @@ class _Work:
         except ItemFailed as failure:
             self._failed[target.name] = failure
 
+    def _take_part(self, target: DumpTarget, item: _Noted) -> None:
+        """Let one part of a parallel dump be loaded while the next ones come."""
+        name = target.name
+        try:
+            if name not in self._loaded and name not in self._failed:
+                self._loaded[name] = self._restorer.begin(target)
+                self._loaders[name] = self._restorer.parts_loader(target, self._loaded[name].temporary, self._staging)
+            if name in self._loaders:
+                self._loaders[name].take(item)
+            item.drain()
+        except ItemFailed as failure:
+            self._give_up(name, failure)
+        except (BackupUnusable, FormatError, ServerError) as error:
+            self._give_up(name, error)
+            item.drain()
+
+    def _finish_parts(self, target: DumpTarget) -> None:
+        """Prove that all parts of a database are in."""
+        name = target.name
+        try:
+            self._loaders[name].finish()
+            self._restorer.complete(self._loaded[name])
+        except (BackupUnusable, FormatError, ServerError) as error:
+            self._give_up(name, error)
+        else:
+            self._loaders.pop(name).close()
+
+    def _give_up(self, name: str, error: PgkeepError) -> None:
+        """End the load of one database, and drop what is there of it; the others go on."""
+        self._failed.setdefault(name, error)
+        if name in self._loaders:
+            self._loaders.pop(name).close()
+        if name in self._loaded:
+            self._restorer.drop(self._loaded.pop(name))
+
     def _load(self, target: DumpTarget, supply: Supply) -> None:
         try:
             self._loaded[target.name] = self._restorer.load(target, supply)
-        except ToolError as error:
+        except (ToolError, BackupUnusable) as error:
             self._failed[target.name] = error
 
     def _stage(self, item: _Noted) -> _StagedItem:
@@ -259,7 +303,7 @@ def prepare_dump(
         RestoreRefused: There is none, or something is in the way.
         UsageError, ServerError: See ``plan_restore``.
     """
-    dumps = [head for head, _ in heads if head.mode == "dump"]
+    dumps = [head for head, _ in heads if head.mode in DUMP_MODES]
     if not dumps:
         raise RestoreRefused(
             "no restore object of a dump is among the restored jobs", hint="restore into files: where=/directory"

@@ -113,6 +113,11 @@ class Plan:
     base: Base | None = None
     reason: str = ""
 
+    def lines(self) -> Iterator[str]:
+        """Yield the plan for people."""
+        base = f" upon {self.base.head.backup_id}" if self.base is not None else ""
+        yield f"{self.level.word} {self.backup_id} in mode {self.request.mode}{base}"
+
 
 class Source(Protocol):
     """One backup being read."""

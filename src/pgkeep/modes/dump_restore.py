@@ -24,6 +24,7 @@ from pgkeep.modes.parallel_restore import PartsLoader, load_parts
 from pgkeep.server.client_program import ClientProgram, client_environment
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (
+    DatabaseProperties,
     apply_properties,
     create_database,
     drop_database,
@@ -121,23 +122,29 @@ class DumpRestorer:
             BackupUnusable: The supply lacks something.
             ToolError: pg_restore or psql failed; what was loaded is gone.
         """
-        connection = self._server.sql
         if target.is_filled_in_place:
             self._load(target, target.name, supply)
-            apply_properties(connection, target.name, target.properties, warn=self._warn)
-            return LoadedDatabase(target)
-        # What an operator made empty beforehand says which encoding, locale and owner are wanted.
-        like = target.existing if target.existing and target.is_existing_empty else target.properties
-        temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
-        create_database(connection, temporary, like, warn=self._warn)
+            return self.complete(LoadedDatabase(target))
+        loaded = self.begin(target)
         try:
-            self._load(target, temporary, supply)
-            apply_properties(connection, temporary, like, warn=self._warn)
+            self._load(target, loaded.temporary, supply)
+            return self.complete(loaded)
         except BaseException:
-            with contextlib.suppress(ServerError):
-                drop_database(connection, temporary)
+            self.drop(loaded)
             raise
+
+    def begin(self, target: DumpTarget) -> LoadedDatabase:
+        """Make the database of a temporary name that will be loaded."""
+        temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
+        create_database(self._server.sql, temporary, _like(target), warn=self._warn)
         return LoadedDatabase(target, temporary)
+
+    def complete(self, loaded: LoadedDatabase) -> LoadedDatabase:
+        """Give a database whose content is in what a dump does not hold."""
+        target = loaded.target
+        like = _like(target) if loaded.temporary else target.properties
+        apply_properties(self._server.sql, loaded.temporary or target.name, like, warn=self._warn)
+        return loaded
 
     def parts_loader(self, target: DumpTarget, dbname: str, staging: Path) -> PartsLoader:
         """Return what loads the parts of a parallel dump into *dbname*, with files in *staging*."""
@@ -288,3 +295,8 @@ class DumpRestorer:
             yield from content_of(item)
         if not found:
             raise BackupUnusable(f"backup {self._plan.head.backup_id} lacks {path}")
+
+
+def _like(target: DumpTarget) -> DatabaseProperties:
+    """Return whose encoding, locale and owner are wanted: what an operator made empty beforehand says it."""
+    return target.existing if target.existing and target.is_existing_empty else target.properties

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,11 +29,11 @@ from pgkeep.modes.parallel_dump_plan import (
     TABLES_DIRECTORY,
     TABLES_FILE,
     PartsComplete,
-    PartsTable,
     PartsTables,
 )
 from pgkeep.modes.parallel_dump_recipe import copy_in_command
 from pgkeep.modes.parallel_restore_feed import Gate, Parts, Pieces
+from pgkeep.modes.parallel_restore_proof import LoadingTable, check_chunks, check_rows
 from pgkeep.server.copy_in import copy_in
 from pgkeep.server.database import refusal_as_error
 from pgkeep.streams.compression import Compression, decompress
@@ -51,20 +51,11 @@ _SETTINGS = (
 )
 
 
-@dataclass
-class _Table:
-    """One table on its way in."""
-
-    announced: PartsTable
-    chunks: set[int] = field(default_factory=set)
-    rows: int = 0
-
-
 @dataclass(frozen=True)
 class _Chunk:
     """One chunk on its way in: an item that may be read later, or its content."""
 
-    table: _Table
+    table: LoadingTable
     path: str
     item: DetachedItem | None
     content: Sequence[Buffer] = ()
@@ -106,13 +97,13 @@ class PartsLoader:
         self._dbname = dbname
         self._root = root
         self._compression = compression
-        self._schema = staging / f"{dbname}.dump"
+        self._schema = staging / f"schema-{id(self):x}.dump"
         self._jobs = jobs
         self._connect = connect
         self._run_section = run_section
         self._where = where
         self._encoding = ""
-        self._tables: dict[str, _Table] | None = None
+        self._tables: dict[str, LoadingTable] | None = None
         self._complete: PartsComplete | None = None
         self._has_schema = False
         self._pieces = 0
@@ -168,14 +159,14 @@ class PartsLoader:
         if self._tables is None or self._complete is None:
             lacking = COMPLETE_FILE if self._tables is not None else TABLES_FILE if self._has_schema else SCHEMA_FILE
             raise BackupUnusable(f"{self._root}/{lacking} is missing", hint="use another backup")
-        self._check_chunks(self._complete)
+        check_chunks(self._root, self._complete, pieces=self._pieces, tables=self._tables)
         self._data.end()
         self._parts.end()
         for thread in self._threads:
             thread.join()
         if self._gate.error is not None:
             raise self._gate.error
-        self._check_rows(self._complete)
+        check_rows(self._root, self._complete, self._tables)
         self._run_section("post-data", self._schema)
         session = self._connect()
         try:
@@ -193,7 +184,7 @@ class PartsLoader:
 
     def _begin(self, described: PartsTables) -> None:
         self._encoding = described.encoding
-        self._tables = {table.directory: _Table(table) for table in described.tables}
+        self._tables = {table.directory: LoadingTable(table) for table in described.tables}
         self._start(self._load_data)
         for _ in range(self._jobs if self._tables else 0):
             self._start(self._load_chunks)
@@ -263,38 +254,6 @@ class PartsLoader:
         rows = copy_in(session, command, content, where=self._where, cancelled=self._gate.cancelled)
         with self._gate.changed:
             chunk.table.rows += rows
-
-    def _check_chunks(self, complete: PartsComplete) -> None:
-        assert self._tables is not None
-        if self._pieces != complete.data_pieces:
-            raise BackupUnusable(
-                f"{self._root}/{DATA_DIRECTORY} has {self._pieces} pieces, expected {complete.data_pieces}",
-                hint="use another backup",
-            )
-        expected = {table.directory: table.chunks for table in complete.tables}
-        if expected.keys() != self._tables.keys():
-            raise BackupUnusable(
-                f"{self._root}/{COMPLETE_FILE} names other tables than {TABLES_FILE}", hint="use another backup"
-            )
-        for directory, count in expected.items():
-            found = self._tables[directory].chunks
-            wrong = found ^ set(range(1, count + 1))
-            if wrong:
-                what = "is missing" if min(wrong) not in found else "is one too many"
-                raise BackupUnusable(
-                    f"{self._root}/{TABLES_DIRECTORY}/{directory}: chunk {min(wrong)} of {count} {what}",
-                    hint="use another backup",
-                )
-
-    def _check_rows(self, complete: PartsComplete) -> None:
-        assert self._tables is not None
-        for table in complete.tables:
-            found = self._tables[table.directory].rows
-            if found != table.rows:
-                raise BackupUnusable(
-                    f"{self._root}/{TABLES_DIRECTORY}/{table.directory} has {found} rows, expected {table.rows}",
-                    hint="use another backup",
-                )
 
 
 def load_parts(loader: PartsLoader, root: str, supply: Callable[[Callable[[str], bool]], Iterable[AnyItem]]) -> None:

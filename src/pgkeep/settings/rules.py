@@ -65,12 +65,13 @@ def _warn_of_other_modes(job: _Job) -> None:
 
 
 def _settle_compression(job: _Job) -> None:
-    """Hold the level against the algorithm; a level alone means gzip."""
+    """Hold the level against the algorithm; a level alone means gzip, or zstd for the mode that compresses with it."""
     level = job.value("compression_level")
     if not level:
         return
-    if "compress" not in job.given:
-        job.given["compress"] = Setting("gzip", job.given["compression_level"].origin)
+    if job.value("compress") == "auto":
+        usual = "zstd" if job.value("mode") == "parallel_dump" else "gzip"
+        job.given["compress"] = Setting(usual, job.given["compression_level"].origin)
     algorithm = job.value("compress")
     if algorithm == "none":
         job.warnings.append(f"compression_level has no meaning with compress=none {job.where('compression_level')}")

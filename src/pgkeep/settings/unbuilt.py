@@ -5,9 +5,7 @@ from __future__ import annotations
 NOT_BUILT = frozenset(
     {
         "cdp_window_seconds",
-        "large_table_threshold",
         "log_dir",
-        "parallel_tables",
         "pgdata_backup_retain_days",
         "pitr_block_summary_days",
         "post_restore_sql",

@@ -40,7 +40,7 @@ PARAMETERS = (
         default="custom",
         choices=("custom", "directory", "tar", "plain"),
         synonyms={"c": "custom", "d": "directory", "t": "tar", "p": "plain"},
-        modes=DUMP_MODES,
+        modes=("dump",),
         places=_ANY,
         verbs=("backup",),
         example="plain",
@@ -51,14 +51,15 @@ PARAMETERS = (
         name="compress",
         kind=Kind.CHOICE,
         group=Group.DUMP,
-        default="none",
-        choices=("none", "gzip", "lz4", "zstd"),
+        default="auto",
+        choices=("auto", "none", "gzip", "lz4", "zstd"),
         modes=DUMP_MODES,
         places=_ANY,
         verbs=("backup",),
         example="zstd",
-        help="Compress the dumps with this algorithm. The vault compresses by itself, and Bacula can; doing it twice "
-        "only costs time.",
+        help="Compress the dumps with this algorithm. `auto` is `none` for mode `dump` and `zstd` for "
+        "`parallel_dump`, whose workers compress. The vault compresses by itself, and Bacula can; doing it twice only "
+        "costs time.",
     ),
     Parameter(
         name="compression_level",
@@ -73,7 +74,7 @@ PARAMETERS = (
         verbs=("backup",),
         example="6",
         help="How hard to compress: 1 to 9 for gzip, 1 to 12 for lz4, 1 to 22 for zstd. Given without `compress` it "
-        "means gzip.",
+        "means gzip, in mode `parallel_dump` zstd.",
     ),
     Parameter(
         name="include_blobs",
@@ -110,7 +111,8 @@ PARAMETERS = (
         places=_ANY,
         verbs=("backup",),
         example="4",
-        help="How many workers copy the ranges of large tables at once.",
+        help="How many workers dump at once, over all databases; each holds one connection. Memory grows with them: "
+        "a chunk of 32 MiB for each, and one more.",
     ),
     Parameter(
         name="large_table_threshold",
@@ -123,7 +125,7 @@ PARAMETERS = (
         places=_ANY,
         verbs=("backup",),
         example="500M",
-        help="Tables larger than this are copied in ranges; 0 splits none.",
+        help="Tables larger than this, TOAST included, are copied in ranges; 0 divides none.",
     ),
     Parameter(
         name="dump_options",
