@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import archive_get, archive_push, bacula, physical
+from bench import archive_get, archive_push, bacula, dumps, physical
 from bench.lab import Result, say
 
 ARCHIVE_BENCHES: dict[str, Callable[[Path], Result]] = {
     "archive-push": archive_push.run,
     "archive-get": archive_get.run,
 }
-NAMES = (*physical.BENCHES, *ARCHIVE_BENCHES, *bacula.BENCHES)
+NAMES = (*physical.BENCHES, *ARCHIVE_BENCHES, *bacula.BENCHES, *dumps.BENCHES)
 
 
 def main(wanted: list[str]) -> int:
@@ -47,6 +47,12 @@ def _results(wanted: list[str]) -> Iterator[Result]:
             for name in chosen:
                 say(f"bench: {name}")
                 yield bacula.BENCHES[name](through_bacula)
+    chosen = [name for name in wanted if name in dumps.BENCHES]
+    if chosen:
+        with _workdir() as workdir, dumps.dump_bench(workdir) as server:
+            for name in chosen:
+                say(f"bench: {name}")
+                yield dumps.BENCHES[name](server)
     for name in wanted:
         if name in ARCHIVE_BENCHES:
             say(f"bench: {name}")

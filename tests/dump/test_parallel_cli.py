@@ -1,0 +1,111 @@
+"""Parallel dumps as their users make them: the program itself, a vault, and a kill in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.dump.sample import digests
+from tests.lab.cluster import Cluster, MakeCluster, wait_for
+from tests.lab.ledger import fill
+from tests.lab.server_user import server_user
+from tests.restore.keeper import Keeper, environment
+
+pytestmark = pytest.mark.pg(">=18")
+_WORKERS = 2
+_CHUNK_MIB = 32
+_TEMPORARY = "SELECT count(*) FROM pg_database WHERE datname LIKE 'pgkeep\\_restore\\_%'"
+
+
+@pytest.fixture
+def keeper(lab_directory: Path, make_cluster: MakeCluster, major: int, request: pytest.FixtureRequest) -> Keeper:
+    """A vault, and a cluster with a database of so many MB, most of it one table."""
+    cluster = make_cluster("main")
+    cluster.sql("CREATE DATABASE shop")
+    with cluster.connect("shop") as connection:
+        fill(connection, "big", size_mb=request.param)
+        connection.execute("CREATE TABLE small AS SELECT generate_series(1, 1000) AS n")
+    made = Keeper(lab_directory, cluster)
+    made.init()
+    return made
+
+
+def options(keeper: Keeper) -> list[str]:
+    """Return the options of a backup."""
+    return [
+        *("--mode=parallel_dump", f"--parallel-tables={_WORKERS}", "--large-table-threshold=50M", "--database=shop"),
+        *keeper.server_options(),
+        f"--bin-dir={keeper.cluster.installation.bin_dir}",
+    ]
+
+
+def restore_options(keeper: Keeper) -> list[str]:
+    """Return the options of a restore beside the original."""
+    return [
+        *("--target-database=shop", "--new-database=copy", "--jobs=2", f"--tmpdir={keeper.directory}/tmp"),
+        *keeper.server_options(),
+        f"--bin-dir={keeper.cluster.installation.bin_dir}",
+    ]
+
+
+@pytest.mark.parametrize("keeper", [200], indirect=True)
+def test_plan_backup_and_restore_in_bounded_memory(keeper: Keeper) -> None:
+    """--plan says what is divided; the backup stays within its memory; what comes back is what was there."""
+    plan = keeper.must("backup", *options(keeper), "--plan").stdout.splitlines()
+    assert plan[0] == "2 workers, 1 databases, 1 of them at once"
+    assert "public.big" in plan[1]
+    assert plan[1].endswith("ranges, by ctid")
+    assert plan[2:] == ['database "shop": the rest by pg_dump']
+    assert keeper.info()["backups"] == []
+    command = [*keeper.program, "backup", "main", f"--vault={keeper.vault}", *options(keeper), "--compress=none"]
+    backing_up = _start(command)
+    _, backing_up.returncode, usage = os.wait4(backing_up.pid, 0)
+    assert backing_up.returncode == 0
+    # Two workers and one more, each a chunk; the vault's own buffers and the interpreter are in the rest.
+    assert usage.ru_maxrss / 1024 < (_WORKERS + 1) * _CHUNK_MIB + 100
+    keeper.must("restore", *restore_options(keeper))
+    assert digests(keeper.cluster, "copy") == digests(keeper.cluster, "shop")
+    files = keeper.directory / "files"
+    keeper.must("restore", "--restore-mode=parallel_dump", f"--output-dir={files}")
+    assert (files / "shop.parts" / "restore.sh").is_file()
+
+
+@pytest.mark.parametrize("keeper", [80], indirect=True)
+def test_a_killed_restore_is_marked_and_can_be_run_again(keeper: Keeper) -> None:
+    """Kill -9 leaves a database whose name says what it is, none that looks whole; the next restore says so."""
+    cluster = keeper.cluster
+    keeper.must("backup", *options(keeper))
+    command = [*keeper.program, "restore", "main", f"--vault={keeper.vault}", *restore_options(keeper)]
+    restoring = _start(command)
+    wait_for(lambda: _has_rows(cluster), "rows of a chunk are in")
+    restoring.send_signal(signal.SIGKILL)
+    restoring.wait()
+    assert cluster.value("SELECT count(*) FROM pg_database WHERE datname = 'copy'") == 0
+    assert cluster.value(_TEMPORARY) == 1
+    again = keeper.must("restore", *restore_options(keeper))
+    assert any("is left from one that was killed: drop it then" in warning for warning in again.warnings)
+    assert digests(cluster, "copy") == digests(cluster, "shop")
+    assert cluster.value(_TEMPORARY) == 1
+
+
+def _has_rows(cluster: Cluster) -> bool:
+    found = cluster.sql(_TEMPORARY.replace("count(*)", "datname"))
+    if not found:
+        return False
+    return bool(cluster.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY %FROM STDIN%'"))
+
+
+def _start(command: list[str | Path]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env=environment(),
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **server_user().popen_arguments(),
+    )
