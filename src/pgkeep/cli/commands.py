@@ -146,11 +146,15 @@ def grants(
 
 @app.command()
 @with_options("demo")
-def demo(*, values: dict[str, Any]) -> None:
+def demo(
+    story: Annotated[str, typer.Argument(metavar="STORY", help="Which: pitr or parallel_dump.")] = "pitr",
+    *,
+    values: dict[str, Any],
+) -> None:
     """Show the main job on a server of its own: load, backups, an accident, and the moment before it."""
     from pgkeep.cli.demo import run
 
-    run(open_call("demo", "", values))
+    run(open_call("demo", "", values), story=story)
 
 
 app.add_typer(bacula_app, name="bacula")

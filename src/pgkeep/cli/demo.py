@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import psycopg
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_line
-from pgkeep.errors import CheckFailed, ToolError
+from pgkeep.errors import CheckFailed, ToolError, UsageError
 from pgkeep.jobs.program import pgkeep_words
 from pgkeep.server.tools import find_toolboxes
 
@@ -34,29 +34,45 @@ ORDERS = 20_000
 LOAD_SECONDS = 2.0
 DATABASE = "postgres"
 
-_SCHEMA = f"""
+SCHEMA = f"""
 CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);
 INSERT INTO account SELECT g, 0 FROM generate_series(1, {ACCOUNTS}) g;
 CREATE TABLE transfer (id bigserial PRIMARY KEY, debtor int, creditor int, amount bigint, at timestamptz DEFAULT now());
 CREATE TABLE orders (id int PRIMARY KEY, customer text, total numeric(12, 2));
 INSERT INTO orders SELECT g, md5(g::text), g * 1.17 FROM generate_series(1, {ORDERS}) g;
 """
-_TABLES = ("account", "orders", "transfer")
+TABLES = ("account", "orders", "transfer")
 
 
-def run(call: Call) -> None:
-    """Run the whole story; raise CheckFailed when the restored rows are not those of the moment before."""
+def run(call: Call, *, story: str) -> None:
+    """
+    Run a whole story.
+
+    Raises:
+        CheckFailed: The restored rows are not those of the moment before.
+        UsageError: There is no such story.
+    """
+    if story not in STORIES:
+        raise UsageError(f'no story "{story}": expected one of {", ".join(STORIES)}')
     _become_unprivileged()
     directory = Path(tempfile.mkdtemp(prefix="pgkeep-demo-"))
     bin_dir = _bin_directory(call.bin_dir if "bin_dir" in call.settings.given else None)
     try:
-        _Demo(directory, bin_dir).run()
+        STORIES[story]()(directory, bin_dir).run()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    _tell("demo: OK")
+    tell("demo: OK")
 
 
-class _Demo:
+class Demo:
+    """
+    A server of its own and a vault, and what happens to them.
+
+    Args:
+        directory: Everything is beneath it.
+        bin_dir: Whose server it is.
+    """
+
     def __init__(self, directory: Path, bin_dir: Path) -> None:
         self._directory = directory
         self._bin_dir = bin_dir
@@ -67,7 +83,8 @@ class _Demo:
         self._restored_port = _free_port()
 
     def run(self) -> None:
-        _tell(f"a new PostgreSQL server ({self._version()}) in {self._data}")
+        """Tell the story, and stop every server in the end."""
+        tell(f"a new PostgreSQL server ({self._version()}) in {self._data}")
         self._init_server()
         try:
             self._tell_story()
@@ -79,17 +96,17 @@ class _Demo:
     def _tell_story(self) -> None:
         self._pgkeep("init", "demo", "--vault", str(self._vault), *self._server_options())
         with self._connect(self._port) as session:
-            session.execute(_SCHEMA.encode())
+            session.execute(SCHEMA.encode())
         with self._load():
             for level in ("full", "incremental", "differential"):
                 time.sleep(LOAD_SECONDS)
                 self._backup(level)
             time.sleep(LOAD_SECONDS)
         with self._connect(self._port) as session:
-            before, moment = _digests(session), _now(session)
-            _tell(f"the moment before the accident: {moment}, {before['transfer'][0]} transfers")
+            before, moment = digests(session), _now(session)
+            tell(f"the moment before the accident: {moment}, {before['transfer'][0]} transfers")
             session.execute("DROP TABLE orders, transfer")
-            _tell("DROP TABLE orders, transfer   -- the accident")
+            tell("DROP TABLE orders, transfer   -- the accident")
             session.execute("UPDATE account SET balance = 0")
         self._backup("incremental")
         self._pgkeep("info", "demo", "--vault", str(self._vault))
@@ -97,12 +114,12 @@ class _Demo:
         self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, "--plan")
         self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, f"--port={self._restored_port}", "--start")
         with self._connect(self._restored_port) as session:
-            after = _digests(session)
+            after = digests(session)
             (imbalance,) = session.execute("SELECT sum(balance) FROM account").fetchone() or (None,)
-        for name in _TABLES:
+        for name in TABLES:
             verdict = "equal" if before[name] == after[name] else "DIFFERENT"
-            _tell(f"table {name}: {after[name][0]} rows, digest {after[name][1][:16]}: {verdict}")
-        _tell(f"balances add up to {imbalance}")
+            tell(f"table {name}: {after[name][0]} rows, digest {after[name][1][:16]}: {verdict}")
+        tell(f"balances add up to {imbalance}")
         if before != after or imbalance != 0:
             raise CheckFailed("the restored rows are not those of the moment before the accident")
         self._pgkeep("verify", "demo", f"--vault={self._vault}")
@@ -144,8 +161,8 @@ class _Demo:
             raise ToolError(f"{name} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
 
-    def _connect(self, port: int) -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(host=str(self._directory), port=port, user="postgres", dbname=DATABASE, autocommit=True)
+    def _connect(self, port: int, dbname: str = DATABASE) -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(host=str(self._directory), port=port, user="postgres", dbname=dbname, autocommit=True)
 
     @contextmanager
     def _load(self) -> Iterator[None]:
@@ -178,10 +195,10 @@ class _Demo:
                 thread.join()
 
 
-def _digests(session: psycopg.Connection[tuple[object, ...]]) -> dict[str, tuple[int, str]]:
+def digests(session: psycopg.Connection[tuple[object, ...]]) -> dict[str, tuple[int, str]]:
     """Return number of rows and a digest over all of them, for each table."""
     found = {}
-    for name in _TABLES:
+    for name in TABLES:
         query = f"SELECT count(*), md5(coalesce(string_agg(md5(t::text), '' ORDER BY md5(t::text)), '')) FROM {name} t"
         row = session.execute(query.encode()).fetchone()
         assert row is not None
@@ -230,5 +247,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """Say what happens."""
     print_line(f"== {text}")
+
+
+def _parallel_dump() -> type[Demo]:
+    from pgkeep.cli.demo_parallel_dump import ParallelDumpDemo
+
+    return ParallelDumpDemo
+
+
+STORIES: dict[str, Callable[[], type[Demo]]] = {"pitr": lambda: Demo, "parallel_dump": _parallel_dump}

@@ -59,13 +59,15 @@ def _title(head: RecordHead) -> str:
 
 
 def _unpack_only(head: RecordHead) -> str:
+    is_parallel = head.mode == "parallel_dump"
+    how = "the script `restore.sh` in its directory" if is_parallel else "`pg_restore` (or `psql`, for `.sql`)"
     return f"""\
 ## Unpack
 
     zstdcat volume-*.tar.zst | tar -xi -C /path/to/somewhere
 
 The files are then in `{head.mode}/`. Names of databases are percent-encoded where they need it. Restore `globals.sql`
-with `psql` first, then each database with `pg_restore` (or `psql`, for `.sql`).
+with `psql` first, then each database with {how}.
 """
 
 
