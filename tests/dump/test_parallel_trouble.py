@@ -14,6 +14,7 @@ import pytest
 
 from pgkeep.errors import BackupUnusable, PgkeepError, ServerError
 from pgkeep.modes.parallel_dump import ParallelDumpMode
+from pgkeep.pg.grants import grants
 from pgkeep.server.connection import Server
 from pgkeep.server.dump_snapshot import DumpSnapshot, check_no_pooler
 from pgkeep.server.table_facts import list_tables
@@ -353,3 +354,57 @@ def test_few_connections_mean_few_workers(large: Cluster, bin_dir: Path) -> None
     assert backup.warned == [
         f"{plan.workers} workers instead of parallel_tables=64: the server has {plan.workers + 1} connections free"
     ]
+
+
+@NEWEST
+def test_workers_tell_through_the_reading_thread(large: Cluster, bin_dir: Path) -> None:
+    """The job log is written by the thread that takes the items only: it may be a part of their stream."""
+    backup = MemoryBackup()
+    speakers: set[int] = set()
+    with Server.open(target_of(large)) as server:
+        plan = plan_parallel(server, options_for(bin_dir, databases=("large",)), backup)
+        said = dataclasses.replace(plan.request, say=lambda _: speakers.add(threading.get_ident()))
+        plan = dataclasses.replace(plan, request=said)
+        with ParallelDumpMode().open(plan, server=server) as source:
+            for item in source.items():
+                backup.accept(item)
+    assert speakers == {threading.get_ident()}
+
+
+@NEWEST
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_bytes_of_another_encoding_stay(large: Cluster, bin_dir: Path, tmp_path: Path, encoding: str) -> None:
+    """Chunks are in the database's own encoding, also where that is none at all."""
+    create = f"TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    large.sql(f"CREATE DATABASE bytes {create}")
+    make = r"CREATE TABLE t AS SELECT g, convert_from('\xe4f6', 'LATIN1') || repeat('x', 90) AS v"
+    if encoding == "SQL_ASCII":
+        make = make.replace("convert_from('\\xe4f6', 'LATIN1')", "convert_from('\\xe4f6ff', 'SQL_ASCII')")
+    digest = "SELECT md5(string_agg(convert_to(v, getdatabaseencoding()), '' ORDER BY g)) FROM t"
+    try:
+        large.sql(f"{make} FROM generate_series(1, 3000) g", dbname="bytes")
+        backup = parallel_dump_of(large, "bytes", bin_dir=bin_dir)
+        assert [path for path in backup.files if "/tables/public.t/" in path]
+        restore_cluster(large, backup, bin_dir=bin_dir, databases=("bytes",), new_database="back", tmpdir=tmp_path)
+        assert large.value(digest, dbname="back") == large.value(digest, dbname="bytes")
+    finally:
+        large.sql("DROP DATABASE IF EXISTS bytes")
+        large.sql("DROP DATABASE IF EXISTS back")
+
+
+@NEWEST
+def test_a_role_with_the_granted_rights_is_enough(large: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """What ``pgkeep grants --mode parallel_dump`` prints is all that a role needs."""
+    large.sql("CREATE ROLE keeper LOGIN")
+    try:
+        with large.connect("large") as connection:
+            connection.execute(grants("parallel_dump", large.major, "keeper").encode())
+        with Server.open(target_of(large, user="keeper")) as server:
+            backup = parallel_dump(server, options_for(bin_dir, databases=("large",), include_blobs=False))
+        restore_cluster(large, backup, bin_dir=bin_dir, new_database="back", databases=("large",), tmpdir=tmp_path)
+        expected = {name: one for name, one in digests(large, "large").items() if not name.startswith("large object")}
+        assert digests(large, "back") == expected
+    finally:
+        large.sql("DROP DATABASE IF EXISTS back")
+        large.sql("DROP OWNED BY keeper", dbname="large")
+        large.sql("DROP OWNED BY keeper; DROP ROLE keeper")

@@ -20,6 +20,7 @@ from pgkeep.pg.lsn import SystemIdentifier, Timeline
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
+from pgkeep.server.dump_snapshot import check_no_pooler
 from pgkeep.server.slots import TemporarySlot, find_slot
 from pgkeep.server.tools import toolbox_for_dump, toolbox_for_server
 from pgkeep.vault.layout import CLUSTER_FILE
@@ -89,6 +90,8 @@ class _Checks:
             yield "replication", self._replication, ("server",)
             yield "archiving", self._archiving, ("settings",)
             yield "slot", self._slot, ("server",)
+        if self._request.mode == "parallel_dump":
+            yield "pooler", self._pooler, ("server",)
         yield "vault-apart", self._vault_apart, ("vault", "server")
         yield "rights", self._rights, ("server",)
         yield "programs", self._programs, ("server",)
@@ -218,6 +221,11 @@ class _Checks:
                 hint="put the vault on another disk, or better another machine",
             )
         return "not on the server's file system"
+
+    def _pooler(self) -> str:
+        server = self._connected
+        check_no_pooler(server.sql, where=server.where)
+        return "the connection leads to the server itself"
 
     def _rights(self) -> str:
         server, mode = self._connected, self._request.mode

@@ -5,6 +5,9 @@ Invariants. A worker that wants to fill a chunk takes a *permit* first, and the 
 taken the chunk over: so there are never more chunks than permits, however slow the sink is, and a slow sink slows the
 workers. A chunk of a database waits here until that database's schema has been put in; the schema itself needs no
 permit, so it never waits for a chunk that waits for it. Nothing is put in behind an error: the first one ends the job.
+
+What workers have to tell passes here, too, and is told by the thread that takes the items: the job log may be a part of
+the very stream that the items go into.
 """
 
 from __future__ import annotations
@@ -116,6 +119,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._ready: deque[StreamedItem] = deque()
         self._held: dict[str, list[StreamedItem]] = {}
+        self._told: deque[Callable[[], None]] = deque()
         self._buffers: list[bytearray] = []
         self._error: BaseException | None = None
         self._is_over = False
@@ -159,6 +163,12 @@ class Outbox:
             self._ready.append(item)
             self._changed.notify_all()
 
+    def tell(self, say: Callable[[str], None], line: str) -> None:
+        """Have *line* said between two items."""
+        with self._changed:
+            self._told.append(lambda: say(line))
+            self._changed.notify_all()
+
     def release(self, database: str) -> None:
         """Let the parts of *database* go."""
         with self._changed:
@@ -177,10 +187,17 @@ class Outbox:
         """Yield what is ready until the end; raise the first error instead of going on."""
         while True:
             with self._changed:
-                while not self._ready and not self._is_over:
+                while not self._ready and not self._told and not self._is_over:
                     self._changed.wait()
+                told = list(self._told)
+                self._told.clear()
+            for tell in told:
+                tell()
+            with self._changed:
                 if self._error is not None:
                     raise self._error
+                if self._told or (not self._ready and not self._is_over):
+                    continue
                 if not self._ready:
                     return
                 item = self._ready.popleft()

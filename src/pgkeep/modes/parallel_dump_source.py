@@ -9,6 +9,7 @@ run one after the other, since each of them locks every table, and a server has 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -53,10 +54,14 @@ class ParallelDumpSource:
     """
 
     def __init__(self, plan: ParallelDumpPlan, server: Server) -> None:
-        self._plan = plan
+        self._outbox = Outbox(plan.workers + 1)
+        request = plan.request
+        telling = dataclasses.replace(
+            request, say=partial(self._outbox.tell, request.say), warn=partial(self._outbox.tell, request.warn)
+        )
+        self._plan = plan = dataclasses.replace(plan, request=telling)
         self._server = server
         self._children = DumpChildren(plan, server)
-        self._outbox = Outbox(plan.workers + 1)
         largest_first = sorted(plan.databases, key=lambda one: -one.size_bytes)
         self._schedule: Schedule[DatabaseParts, _Range] = Schedule(
             [DatabaseParts(one, plan.path(one.name)) for one in largest_first], at_once=plan.databases_at_once
