@@ -20,9 +20,11 @@ from pgkeep.errors import ArchiveError, RestoreRefused
 from pgkeep.jobs.recovery_base import candidates_on, choose_base, stop_time
 from pgkeep.jobs.recovery_history import WalHoldings, choose_history, known_histories
 from pgkeep.jobs.recovery_reach import Span, Stop, StopsTooEarly, Times, check_bounds, check_lsn, find_stop
+from pgkeep.jobs.replication_choice import replication_at
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.pg.replay_settings import REPLAY_MINIMUMS
+from pgkeep.pg.replication_state import ReplicationState
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead, Tablespace
 
@@ -48,6 +50,7 @@ class RecoveryPlan:
         knows_all_tablespaces: Whether a backup at or after the target says that the replay makes no others.
         minimums: Settings that must not be lower while WAL is replayed, each as high as any backup on the history knows
             it.
+        replication: What the cluster was to other servers then; None where no backup recorded it.
         notes: What the reader should know, one line each.
     """
 
@@ -64,6 +67,7 @@ class RecoveryPlan:
     later_tablespaces: Sequence[Tablespace] = ()
     knows_all_tablespaces: bool = False
     minimums: dict[str, int] = field(default_factory=dict)
+    replication: ReplicationState | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -216,7 +220,17 @@ def _with_records(plan: RecoveryPlan, heads: Sequence[RecordHead]) -> RecoveryPl
         for change in stop.changes:
             for name in REPLAY_MINIMUMS:
                 minimums[name] = max(minimums.get(name, 0), getattr(change, name))
-    return replace(plan, later_tablespaces=later, minimums=minimums, knows_all_tablespaces=knows_all)
+    # When the WAL is read, only the base is asked again.
+    replication = plan.replication or replication_at(
+        plan.target, base, followed, stop_lsn=stop.lsn if stop is not None else None
+    )
+    return replace(
+        plan,
+        later_tablespaces=later,
+        minimums=minimums,
+        knows_all_tablespaces=knows_all,
+        replication=replication,
+    )
 
 
 def _advise_other_timeline(
