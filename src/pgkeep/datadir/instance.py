@@ -29,6 +29,8 @@ from pgkeep.errors import RecoveryFailed, ToolError
 
 POLL_SECONDS = 0.05
 LOG_TAIL_BYTES = 64 << 10
+PRIVATE_PREFIX = "pgkeep-"
+"""Begins the name of the directory that holds a fenced server's socket."""
 
 _ACCESS_FILES = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
 
@@ -68,7 +70,7 @@ class PrivateAccess:
     def make(cls, owner: Owner) -> PrivateAccess:
         """Make the directory, with a ``pg_hba.conf`` that trusts whoever can enter it."""
         # Under /tmp and not under TMPDIR: a socket's path has at most 107 bytes.
-        directory = Path(tempfile.mkdtemp(prefix="pgkeep-", dir="/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix=PRIVATE_PREFIX, dir="/tmp"))
         (directory / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
         (directory / "pg_ident.conf").write_text("")
         if os.geteuid() == 0:
@@ -229,6 +231,10 @@ class Instance:
             if time.monotonic() > deadline:
                 raise RecoveryFailed(f"the server in {self.data_directory} did not stop within {timeout_seconds:g} s")
             pause.wait(POLL_SECONDS)
+
+    def configured(self, setting: str) -> str:
+        """Return what the server makes of *setting* in its files, includes and all; empty when it refuses them."""
+        return self._configured(setting, self._places(None), Owner.of(self.data_directory))
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """Return the last *lines* that the server wrote since it was started here, oldest first."""
