@@ -134,6 +134,44 @@ def test_standby_that_lags_behind(pair: Pair) -> None:
     pair.keeper.restore().assert_is_at(mark)
 
 
+def test_torn_pages_at_the_primary(pair: Pair) -> None:
+    """Where the primary wrote no full pages the standby refuses the backup: there is nothing to mend its copy with."""
+    pair.keeper.backup("full", "local")
+    pair.primary.configure({"full_page_writes": "off"})
+    pair.primary.reload()
+    wait_for(lambda: pair.primary.value("SHOW full_page_writes") == "off", "the setting is in force")
+    Ledger(pair.primary).transfer(3)
+    pair.catch_up()
+    outcome = pair.backup("full", pair.at(pair.standby))
+    assert outcome.status == 4
+    assert outcome.refusal[0] == (
+        f"error: PostgreSQL at {pair.where(pair.standby)} refused: "
+        'WAL generated with "full_page_writes=off" was replayed since last restartpoint'
+    )
+    assert len(pair.keeper.info()["backups"]) == 1
+
+
+def test_wal_up_to_the_last_whole_segment(pair: Pair) -> None:
+    """An Incremental of a standby says where it ends, and what is behind that comes with the next one."""
+    ledger = Ledger(pair.primary)
+    pair.keeper.backup("full", "local")
+    pair.primary.switch_wal()
+    first = ledger.mark("first")
+    pair.primary.switch_wal()
+    second = ledger.mark("second")
+    pair.catch_up()
+    outcome = pair.backup("incremental", pair.at(pair.standby))
+    assert (outcome.status, outcome.warnings) == (0, [])
+    end = outcome.report["wal_stop"]
+    said = f"a standby cannot end a segment: WAL is carried up to {end}, the next backup carries the rest"
+    assert said in outcome.lines
+    pair.keeper.restore().assert_is_at(first)
+    pair.primary.switch_wal()
+    pair.catch_up()
+    assert pair.backup("incremental", pair.at(pair.standby)).status == 0
+    pair.keeper.restore().assert_is_at(second)
+
+
 def test_moment_that_a_standby_has_not_seen() -> None:
     """A moment between what a standby had replayed and the end of its backup is out of reach."""
     details = {"complete_until": moment(1.5).isoformat()}
