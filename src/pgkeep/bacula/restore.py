@@ -224,6 +224,7 @@ class _Restore:
                 settings=self._settings,
                 place=self._where.place,
                 now=self._now,
+                restore_id=str(self._session.job.job_id or f"{self._now:%Y%m%dT%H%M%SZ}"),
                 say=self._say,
                 warn=self._channel.warn,
             )

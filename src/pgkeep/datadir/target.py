@@ -22,6 +22,10 @@ from pgkeep.errors import BackupUnusable, FormatError, RestoreRefused
 from pgkeep.pg import data_directory as names
 
 MARKER = "pgkeep.restoring"
+STATE_DIRECTORY = "pgkeep.restore"
+"""What a restore knows, where it cannot be kept beside the data directory."""
+OLD_CONTENTS = "pgkeep.old."
+"""Begins the name of a directory in a mount point that holds what lay in the mount point before a restore."""
 HELD_CONTROL_FILE = f"{names.CONTROL_FILE}.pgkeep"
 
 _SINGLE = frozenset({names.BACKUP_LABEL, names.TABLESPACE_MAP, names.CONFIGURATION_DIRECTORY})
@@ -68,6 +72,13 @@ class Target:
         """Whether what stands there is the leftover of a restore that did not end."""
         marked = os.path.lexists(self.data_directory / MARKER)
         return marked and not os.path.lexists(self.data_directory / names.CONTROL_FILE)
+
+    def own_leftovers(self) -> list[Path]:
+        """Return the directories that ``begin`` will clear: what a restore that did not end left in them."""
+        if not self.is_marked:
+            return []
+        outside = [path for path in self.outside.values() if self._is_own_leftover(path)]
+        return [self.data_directory, *(path / self.version_directory for path in outside)]
 
     def place(self, path: str) -> tuple[Path, str]:
         """
@@ -134,7 +145,7 @@ class Target:
         is_leftover = self.is_marked
         for directory in self.directories:
             is_own_leftover = is_leftover and self._is_own_leftover(directory)
-            _make_directories(directory, self.owner)
+            make_directories(directory, self.owner)
             beneath = Beneath(directory, owner=self.owner)
             try:
                 # The mark comes first and goes last: a restore that is killed while it clears is found again.
@@ -142,7 +153,7 @@ class Target:
                     self._mark(beneath)
                 if directory == self.data_directory:
                     if is_leftover:
-                        beneath.clear(keep=frozenset({MARKER, "lost+found"}))
+                        beneath.clear(keep=kept_names(directory) | {MARKER})
                 elif is_own_leftover and directory != self.wal_directory:
                     beneath.remove_tree(self.version_directory)
             finally:
@@ -186,6 +197,7 @@ class Target:
                     )
 
     def _check_kind(self, directory: Path) -> None:
+        directory = Path(os.path.realpath(directory))
         if os.path.lexists(directory) and not directory.is_dir():
             raise RestoreRefused(f"restore target is not a directory: {directory}")
         existing = _existing_ancestor(directory)
@@ -249,7 +261,7 @@ class Target:
 
 def _check_empty(directory: Path) -> None:
     try:
-        found: Iterable[str] = sorted(set(os.listdir(directory)) - {"lost+found"})[:3]
+        found: Iterable[str] = sorted(set(os.listdir(directory)) - kept_names(directory))[:3]
     except FileNotFoundError:
         return
     if found:
@@ -259,15 +271,23 @@ def _check_empty(directory: Path) -> None:
         )
 
 
+def kept_names(directory: Path) -> frozenset[str]:
+    """Return which names in *directory* are no part of a cluster, and stay when a restore clears it."""
+    own = {name for name in os.listdir(directory) if name.startswith(OLD_CONTENTS)}
+    return frozenset({"lost+found", STATE_DIRECTORY, *own})
+
+
 def _existing_ancestor(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
 
 
-def _make_directories(directory: Path, owner: Owner | None) -> None:
+def make_directories(directory: Path, owner: Owner | None) -> None:
     """Make *directory* with mode 0700 and those above it with 0755, so that the server's user can get there."""
     missing = []
+    # Where a link leads: what it led to may have been renamed out of the way.
+    directory = Path(os.path.realpath(directory))
     path = directory
     while not path.exists():
         missing.append(path)

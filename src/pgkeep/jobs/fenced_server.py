@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgkeep.datadir.durable import remove_file
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.datadir.owner import Owner
+from pgkeep.datadir.postmaster import running_postmaster
 from pgkeep.datadir.recovery_files import (
     append_settings,
     remove_settings,
@@ -20,9 +23,13 @@ from pgkeep.jobs.archive_service import ArchiveService
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import settings_of_recovery
 from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
-from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.restore_directory import RestoreRun
+from pgkeep.jobs.restore_state import RestoreState, StoredEnd
+from pgkeep.jobs.topology import restore_topology
+from pgkeep.pg.data_directory import RECOVERY_SIGNAL
+from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, fence_settings
-from pgkeep.server.connection import fetch
+from pgkeep.server.connection import Server
 from pgkeep.wire.archive_packets import Operation
 
 
@@ -43,18 +50,19 @@ class Voice:
 class FencedServer:
     """Phases 4 to 6: the restored server behind its fence, with pgkeep answering its restore_command."""
 
-    def __init__(self, state: RestoreState, access: PrivateAccess, voice: Voice) -> None:
+    def __init__(self, run: RestoreRun, access: PrivateAccess, voice: Voice) -> None:
         """
         Touch nothing yet.
 
         Args:
-            state: Of the restore; phase 3 is done.
-            access: The way into the server.
+            run: The restore; phase 3 is done, and whatever an earlier process did of the others.
+            access: The way into the server, which may run already.
             voice: Is told what happens.
         """
-        self._state = state
+        self._run = run
         self._access = access
         self._voice = voice
+        state = run.state
         self._owner = state.owner_of_files or Owner.of(state.directory)
         self._instance = Instance(state.directory, bin_directory=Path(state.bin_directory), log_path=state.log_path)
         self._fence = (
@@ -65,63 +73,127 @@ class FencedServer:
         )
         self.archive_socket = archive_socket_of(access)
 
-    def run(self, log: PhaseLog) -> tuple[ReplayEnd, tuple[str, ...]]:
-        """Replay, check, and open the server; whatever fails leaves it stopped."""
-        # The server's user must get through to the socket; nobody else gets into the directory above.
-        self.archive_socket.parent.mkdir(mode=0o711)
-        self.archive_socket.parent.chmod(0o711)
-        service = ArchiveService(
-            self._state.archive,
-            self.archive_socket,
-            operations=(Operation.GET,),
-            plan_path=self._state.wal_plan_path,
-            client_uid=self._owner.uid,
-        )
-        thread = threading.Thread(target=service.serve, name="archive-service", daemon=True)
+    @property
+    def _state(self) -> RestoreState:
+        return self._run.state
+
+    def run(self, log: PhaseLog, *, is_opened: bool = False) -> tuple[ReplayEnd, tuple[str, ...]]:
+        """
+        Replay, check, and open the server; whatever fails leaves it stopped.
+
+        Args:
+            log: Stands behind the phases that are done.
+            is_opened: A server that waits at its target, or was shut down there, is promoted.
+        """
         finished = False
         try:
-            with service:
-                thread.start()
-                try:
-                    end = self._replay()
-                finally:
-                    service.stop()
-                    thread.join()
-            log.done(f"replay ended at {end.lsn}, {'promoted to' if end.is_promoted else 'on'} timeline {end.timeline}")
+            with self._archive_answered():
+                end = self._ended(log)
+                if is_opened and not end.is_promoted:
+                    end = self._open(end)
             databases = self._finish(end, log)
             finished = True
         except ReplayOverdue as overdue:
             finished = True
-            overdue.hint += f"; to look: {self._way_in}"
+            overdue.hint += f"; to look: {self._way_in}; pgkeep finish goes on watching it"
             raise
         finally:
             if not finished:
                 self._instance.stop()
         return end, databases
 
+    @contextlib.contextmanager
+    def _archive_answered(self) -> Iterator[None]:
+        """Answer the server's restore_command."""
+        # The server's user must get through to the socket; nobody else gets into the directory above.
+        self.archive_socket.parent.mkdir(mode=0o711, exist_ok=True)
+        self.archive_socket.parent.chmod(0o711)
+        service = ArchiveService(
+            self._state.archive,
+            self.archive_socket,
+            operations=(Operation.GET,),
+            plan_path=self._state.wal_plan_path if self._state.wal_plan_path.exists() else None,
+            client_uid=self._owner.uid,
+        )
+        thread = threading.Thread(target=service.serve, name="archive-service", daemon=True)
+        with service:
+            thread.start()
+            try:
+                yield
+            finally:
+                service.stop()
+                thread.join()
+
+    def _ended(self, log: PhaseLog) -> ReplayEnd:
+        """Return where the replay ended; by an earlier process, perhaps."""
+        state = self._state
+        if state.end is not None:
+            end = _end_of(state.end)
+            if end.is_promoted and not state.is_lifting and self._instance.status() is ServerStatus.STOPPED:
+                self._instance.start(self._fence)
+                self._instance.wait_for({ServerStatus.READY}, timeout_seconds=state.timeout_seconds)
+            return end
+        end = self._replay()
+        self._run.record(phases_done=4, end=_stored(end))
+        log.done(f"replay ended at {end.lsn}, {'promoted to' if end.is_promoted else 'on'} timeline {end.timeline}")
+        return end
+
+    def _open(self, end: ReplayEnd) -> ReplayEnd:
+        """Promote the server, which ended its replay at the target without; return where that was."""
+        promoting = replace(self._state.target, action=TargetAction.PROMOTE)
+        if self._instance.status() is not ServerStatus.STOPPED:
+            with open_private(self._access, superuser=self._state.superuser) as server:
+                server.row("SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume()::text END")
+        opened = self._attempt(promoting)
+        self._run.record(end=_stored(opened))
+        self._voice.say(f"the server waited at {end.lsn}; it is promoted to timeline {opened.timeline} now")
+        return opened
+
     @property
     def _way_in(self) -> str:
         return f"psql -h {self._access.directory} -p {self._access.port} -U {self._state.superuser}"
 
     def _finish(self, end: ReplayEnd, log: PhaseLog) -> tuple[str, ...]:
-        access, superuser = self._access, self._state.superuser
-        if not end.is_promoted and self._state.target.action is TargetAction.SHUTDOWN:
+        access, superuser, state = self._access, self._state.superuser, self._state
+        if state.is_lifting:
+            # An earlier process was about to open the server: all that comes before that was done.
+            self._lift_fence()
+            databases: tuple[str, ...] = ()
+        elif not end.is_promoted and state.target.action is TargetAction.SHUTDOWN:
             log.done("nothing to do: the server is shut down at the target")
             log.done("the server is shut down at the target, as asked")
+            self._voice.say(f"to open it: pgkeep finish --pgdata-dir={state.directory}")
             return ()
-        log.done(_disable_subscriptions(access, superuser) if end.is_promoted else "waits for the promotion")
-        databases = _ask_every_database(access, superuser)
-        if not end.is_promoted:
-            log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
-            self._voice.say(f"to look: {self._way_in}")
-            self._voice.say("to open it: SELECT pg_wal_replay_resume(), then stop it and start it: not pg_ctl restart")
-            return databases
-        self._lift_fence()
-        log.done(f"every database answers ({len(databases)})")
+        else:
+            if state.phases_done < 5:
+                log.done(self._restore_topology() if end.is_promoted else "waits for the promotion")
+                if end.is_promoted:
+                    self._run.record(phases_done=5)
+            databases = _ask_every_database(access, superuser)
+            if not end.is_promoted:
+                log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
+                self._voice.say(f"to look: {self._way_in}")
+                self._voice.say(f"to open it: pgkeep finish --pgdata-dir={state.directory}")
+                return databases
+            self._run.record(is_lifting=True)
+            self._lift_fence()
+        self._run.record(phases_done=6, is_lifting=False, access="")
+        log.done(f"every database answers ({len(databases)})" if databases else "the server runs as it is configured")
         return databases
 
+    def _restore_topology(self) -> str:
+        def ask(database: str) -> Server:
+            return open_private(self._access, superuser=self._state.superuser, dbname=database)
+
+        return restore_topology(self._run, ask, say=self._voice.say, warn=self._voice.warn)
+
     def _attempt(self, target: RecoveryTarget) -> ReplayEnd:
-        self._instance.start(self._fence)
+        if self._instance.status() is ServerStatus.STOPPED:
+            if self._is_recovering:
+                # What stands there may be for another target, or for a socket that is gone.
+                settings = settings_of_recovery(self._state, target, socket=self.archive_socket)
+                append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
+            self._instance.start(self._fence)
         return watch_replay(
             self._instance,
             self._access,
@@ -130,7 +202,14 @@ class FencedServer:
             superuser=self._state.superuser,
             timeout_seconds=self._state.timeout_seconds,
             say=self._voice.say,
+            consistent_at=self._state.end_of_backup,
+            planned_end=self._state.end_of_wal,
         )
+
+    @property
+    def _is_recovering(self) -> bool:
+        """Whether the server has not been promoted yet."""
+        return (self._state.directory / RECOVERY_SIGNAL).exists()
 
     def _replay(self) -> ReplayEnd:
         state, target = self._state, self._state.target
@@ -139,14 +218,17 @@ class FencedServer:
             if target.kind is TargetKind.LATEST:
                 self._check_reached_end(end)
             return end
-        try:
-            end = self._attempt(target)
-        except ReplayOverdue:
-            raise
-        except RecoveryFailed as failure:
-            if state.has_hole:
+        if state.is_past_target:
+            end = self._replay_without(target, RecoveryFailed(f"replay ended before {target}"))
+        else:
+            try:
+                end = self._attempt(target)
+            except ReplayOverdue:
                 raise
-            end = self._replay_without(target, failure)
+            except RecoveryFailed as failure:
+                if state.has_hole:
+                    raise
+                end = self._replay_without(target, failure)
         if not end.is_target_met:
             if state.has_hole:
                 raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
@@ -166,10 +248,11 @@ class FencedServer:
         A time after the last commit, but within the WAL held, means the end of that WAL. A standby's backup is
         consistent where its WAL ends. The server calls both a target that was not reached, and stops.
         """
-        self._instance.stop()
+        if not self._state.is_past_target:
+            self._instance.stop()
+            self._run.record(is_past_target=True)
         latest = replace(target, kind=TargetKind.LATEST, value=None)
-        settings = settings_of_recovery(self._state, latest, socket=self.archive_socket)
-        append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
+        was_recovering = self._is_recovering
         try:
             end = self._attempt(latest)
         except ReplayOverdue:
@@ -179,6 +262,12 @@ class FencedServer:
         if target.kind is TargetKind.IMMEDIATE:
             is_later = end.lsn > self._state.end_of_backup
         else:
+            if end.last_commit is None and not was_recovering:
+                # An earlier process saw the end of the replay, and a restart has made the server forget.
+                raise RecoveryFailed(
+                    f"nobody knows any more whether a commit after {target} was replayed",
+                    hint=f"begin anew: pgkeep rollback --pgdata-dir={self._state.directory}, then restore again",
+                )
             is_later = end.last_commit is not None and end.last_commit > target.time
         if is_later:
             raise failure
@@ -197,35 +286,42 @@ class FencedServer:
         state = self._state
         # A checkpoint of all that was replayed may take its time: nobody who waits for hours wants to lose it here.
         timeout = max(300, state.timeout_seconds) if state.timeout_seconds else 7 * 86400
-        self._instance.stop(timeout_seconds=timeout)
-        settings = settings_of_recovery(state, state.target, socket=self.archive_socket)
-        remove_settings(state.directory, settings, owner=self._owner)
-        remove_signals(state.directory)
-        remove_file(state.wal_plan_path)
-        append_settings(state.directory, state.lasting, owner=self._owner)
-        # Its own configuration from here on; what lasts is in postgresql.auto.conf.
-        self._instance.start({}, is_final=True)
+        postmaster = running_postmaster(state.directory)
+        if postmaster is None or postmaster.socket_directory == state.access:
+            self._instance.stop(timeout_seconds=timeout)
+            settings = settings_of_recovery(state, state.target, socket=self.archive_socket)
+            remove_settings(state.directory, settings, owner=self._owner)
+            remove_signals(state.directory)
+            remove_file(state.wal_plan_path)
+            append_settings(state.directory, state.lasting, owner=self._owner)
+            # Its own configuration from here on; what lasts is in postgresql.auto.conf.
+            self._instance.start({}, is_final=True)
         self._instance.wait_for({ServerStatus.READY}, timeout_seconds=timeout)
+
+
+def _stored(end: ReplayEnd) -> StoredEnd:
+    return StoredEnd(
+        lsn=str(end.lsn),
+        timeline=int(end.timeline),
+        last_commit=end.last_commit.isoformat() if end.last_commit is not None else "",
+        is_promoted=end.is_promoted,
+        is_target_met=end.is_target_met,
+    )
+
+
+def _end_of(stored: StoredEnd) -> ReplayEnd:
+    return ReplayEnd(
+        Lsn.parse(stored.lsn),
+        Timeline(stored.timeline),
+        dt.datetime.fromisoformat(stored.last_commit) if stored.last_commit else None,
+        is_promoted=stored.is_promoted,
+        is_target_met=stored.is_target_met,
+    )
 
 
 def archive_socket_of(access: PrivateAccess) -> Path:
     """Return where pgkeep answers the restore_command of the server behind *access*."""
     return access.directory / "archive" / "socket"
-
-
-def _disable_subscriptions(access: PrivateAccess, superuser: str) -> str:
-    """Disable every subscription, so that lifting the fence wakes none; return what to say."""
-    disabled = 0
-    for name in _database_names(access, superuser):
-        with open_private(access, superuser=superuser, dbname=name) as server:
-            rows = server.rows(
-                "SELECT 'ALTER SUBSCRIPTION ' || quote_ident(subname) || ' DISABLE' FROM pg_subscription "
-                "WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            )
-            for (statement,) in rows:
-                fetch(server.sql, statement, where=server.where)
-                disabled += 1
-    return f"{disabled} subscriptions disabled" if disabled else "no subscription was enabled"
 
 
 def _database_names(access: PrivateAccess, superuser: str) -> list[str]:

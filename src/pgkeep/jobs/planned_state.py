@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
+import msgspec
+
 from pgkeep.jobs.recovery_config import wal_plan
 from pgkeep.jobs.restore_plan import PreparedRestore
-from pgkeep.jobs.restore_state import RestoreState, text_of_target
+from pgkeep.jobs.restore_state import RestoreState, StoredAside, text_of_target
+from pgkeep.jobs.set_aside import separate_wal_directory
 from pgkeep.pg.capabilities import Capabilities
+from pgkeep.pg.data_directory import WAL_DIRECTORY
 from pgkeep.pg.replay_settings import STARTING_SETTINGS
 from pgkeep.pg.tablespace_map import parse_tablespace_map, remap, render_tablespace_map
 from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
@@ -45,9 +52,29 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         tablespace_map=_tablespace_map(prepared),
         configuration={name: value for name, value in base.settings.items() if name in STARTING_SETTINGS},
         wal_plan=wal_plan(recovery).render(),
-        asides=[(str(aside.path), str(aside.new_path)) for aside in prepared.aside],
+        asides=[StoredAside(str(aside.path), str(aside.new_path), aside.is_contents) for aside in prepared.aside],
+        wiped=[str(path) for path in prepared.wiped],
+        wal_link=_wal_link(prepared),
+        wal_directory=str(separate_wal_directory(target.data_directory) or "") if _wal_link(prepared) else "",
         is_asked_to_start=request.start,
+        asked=request.asked,
+        options=request.options,
+        replication=_replication(prepared),
+        is_copy=request.is_elsewhere,
+        private_wal=str(request.private_wal or ""),
     )
+
+
+def _replication(prepared: PreparedRestore) -> dict[str, Any]:
+    recovery = prepared.request.recovery
+    state = recovery.replication or recovery.base.replication
+    return dict(msgspec.to_builtins(state)) if state is not None else {}
+
+
+def _wal_link(prepared: PreparedRestore) -> str:
+    """Return what ``pg_wal`` of the cluster that is replaced is a link to; empty when it is none."""
+    link = prepared.target.data_directory / WAL_DIRECTORY
+    return os.readlink(link) if link.is_symlink() and (prepared.aside or prepared.wiped) else ""
 
 
 def _recovery_settings(prepared: PreparedRestore) -> dict[str, str]:

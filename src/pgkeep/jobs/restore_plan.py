@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgkeep.datadir.owner import owner_of_restored_files
+from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.datadir.target import Target
-from pgkeep.errors import RestoreRefused
+from pgkeep.errors import PgkeepError, RestoreRefused
 from pgkeep.jobs.original_cluster import OriginalCluster
 from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.jobs.restore_request import RestoreRequest
-from pgkeep.jobs.set_aside import Aside, set_aside
+from pgkeep.jobs.set_aside import Aside, directories_in_the_way, set_aside
+from pgkeep.pg.data_directory import CONTROL_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +28,14 @@ class PreparedRestore:
         request: What was asked for.
         target: The directories.
         aside: What would be moved away.
+        wiped: What would be removed instead.
         lasting: For ``postgresql.auto.conf``, also when recovery is over.
     """
 
     request: RestoreRequest
     target: Target
     aside: Sequence[Aside]
+    wiped: Sequence[Path] = ()
     lasting: dict[str, str]
 
     def lines(self) -> Iterator[str]:
@@ -45,7 +49,9 @@ class PreparedRestore:
         for oid, directory in self.target.outside.items():
             yield f"tablespace {oid}: into {directory}"
         for aside in self.aside:
-            yield f"moved away first: {aside.path} to {aside.new_path}"
+            yield f"moved away first: {aside}"
+        for path in self.wiped:
+            yield f"removed first, for ever: what is in {path}"
         yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
         yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
         yield f"programs: {request.toolbox or f'none of PostgreSQL {request.major} on this host'}"
@@ -84,12 +90,15 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         tablespaces=_tablespace_places(request),
         owner=owner,
     )
+    if request.unfinished is not None and request.unfinished.phases_done > 1:
+        # The files are there; what is left needs the state alone.
+        return PreparedRestore(request=request, target=target, aside=(), lasting={})
     later = check_later_tablespaces(request, target)
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
         check_clear_of(original, target, request.recovery)
-    aside = set_aside(target, now=now, also=later) if request.overwrite_existing else ()
-    target.check(sizes=_sizes(request, target), is_overwritten=bool(aside))
+    aside, wiped = _cleared(request, target, later, now)
+    target.check(sizes=_sizes(request, target), is_overwritten=bool(aside or wiped))
     if original is not None and request.start:
         _check_port(original, request)
     lasting: dict[str, str] = {}
@@ -98,7 +107,39 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         lasting["archive_mode"] = "off"
     if request.port:
         lasting["port"] = str(request.port)
-    return PreparedRestore(request=request, target=target, aside=aside, lasting=lasting)
+    return PreparedRestore(request=request, target=target, aside=aside, wiped=wiped, lasting=lasting)
+
+
+def _cleared(
+    request: RestoreRequest, target: Target, later: Sequence[Path], now: dt.datetime
+) -> tuple[Sequence[Aside], Sequence[Path]]:
+    """Return what is moved out of the way, and what is removed; of an unfinished restore what that had decided."""
+    if request.unfinished is not None and (request.unfinished.asides or request.unfinished.wiped):
+        # A second name for what was renamed already would make the first one forgotten.
+        return request.unfinished.moved, [Path(path) for path in request.unfinished.wiped]
+    if not request.overwrite_existing:
+        return (), ()
+    leftovers = {os.path.realpath(directory) for directory in target.own_leftovers()}
+    in_the_way = [path for path in directories_in_the_way(target, later) if str(path) not in leftovers]
+    if in_the_way:
+        _check_identity(request)
+    return ((), in_the_way) if request.wipe else (set_aside(in_the_way, now=now), ())
+
+
+def _check_identity(request: RestoreRequest) -> None:
+    """Refuse to take the place of another cluster, whatever may be overwritten."""
+    if not (request.data_directory / CONTROL_FILE).exists():
+        return
+    try:
+        found = str(int(read_control_file(request.data_directory).system_identifier))
+    except PgkeepError:
+        return
+    if found != request.base.system_identifier:
+        raise RestoreRefused(
+            f"{request.data_directory} holds another cluster: its system identifier is {found}, "
+            f"that of the backup {request.base.system_identifier}",
+            hint="name another directory in pgdata_dir, or move that cluster away yourself",
+        )
 
 
 def _tablespace_places(request: RestoreRequest) -> dict[int, Path | None]:
