@@ -76,15 +76,16 @@ def _restore_cluster(
     )
     place = settings.text("pgdata_dir") or (physical[-1].data_directory if physical else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
-    view = WalView(cluster.archive)
-    recovery = plan_recovery(
-        physical,
-        target,
-        view,
-        now=now,
-        backup_id=unfinished.backup_id if unfinished is not None else settings.text("backup_id") or "",
-        find_restore_point=view.restore_point,
-    )
+    with WalView(cluster.archive) as view:
+        recovery = plan_recovery(
+            physical,
+            target,
+            view,
+            now=now,
+            backup_id=unfinished.backup_id if unfinished is not None else settings.text("backup_id") or "",
+            find_restore_point=view.restore_point,
+            times_of=view.times,
+        )
     base = recovery.base
     with cluster.open_backup(base.backup_id) as backup:
         data_directory = Path(settings.text("pgdata_dir") or base.data_directory)
