@@ -1,0 +1,89 @@
+"""Restores that are killed at every step: they go on when they are run again, or are rolled back."""
+
+from __future__ import annotations
+
+from tests.restore.conftest import MakeKeeper
+from tests.restore.unfinished import InPlace, KillPoint
+
+STATE = r"state\.json"
+STEPS: list[KillPoint] = [
+    (1, "os.rename", STATE),
+    (1, "os.rename", r"/data \S*/data\.old"),
+    (1, "os.rename", r"/PG_\S* \S*/PG_\S*\.old"),
+    (3, "os.rename", STATE),
+    (1, "open", "pgkeep.restoring"),
+    (1, "open", "/volume-"),
+    (500, "open", r"^\d+ "),
+    (3, "os.rename", STATE),
+    (1, "os.rename", "/backup_label"),
+    (1, "os.rename", "global/pg_control"),
+    (3, "os.rename", STATE),
+    (1, "subprocess.Popen", "/postgres', '-D'"),
+    (3, "os.rename", STATE),
+    (3, "os.rename", STATE),
+    (3, "os.rename", STATE),
+    (1, "os.rename", r"/postgresql\.auto\.conf"),
+    (1, "subprocess.Popen", "/postgres', '-D'"),
+    (3, "os.rename", STATE),
+]
+"""
+Each is the moment before something happens, in the order of a restore: every run begins where the last one was killed.
+
+The third change of the state in a run is the first one of its own, behind those by which it takes up the restore.
+"""
+
+
+def test_a_restore_goes_on_where_it_was_killed(make_keeper: MakeKeeper) -> None:
+    """Killed before each of its steps in turn, the same restore comes to its end, and nothing is renamed twice."""
+    before = InPlace(make_keeper)
+    for point in STEPS:
+        before.kill_at(point)
+        assert len(before.moved_away()) in (0, 1, 2)
+    outcome = before.restore("--start")
+    assert outcome.lines[-1] == "RESTORE PHASE 6/6 verify-and-cleanup: the server runs as it is configured"
+    before.assert_is_before_the_accident()
+    assert len(before.moved_away()) == 2
+    settings = (before.data / "postgresql.auto.conf").read_text()
+    assert "restore_command" not in settings
+    assert "recovery_target" not in settings
+    before.restored.stop()
+    assert before.call("rollback", "--discard").status == 0
+    before.assert_runs_as_before()
+
+
+ROLLED_BACK = [
+    STEPS[1],
+    STEPS[2],
+    STEPS[6],
+    (1, "os.rename", "/backup_label"),
+    (1, "subprocess.Popen", "/postgres', '-D'"),
+    (7, "os.rename", STATE),
+]
+
+
+def test_a_restore_is_rolled_back_from_everywhere(make_keeper: MakeKeeper) -> None:
+    """After a kill in each of its phases the server that was there before runs again, as if nothing had been."""
+    before = InPlace(make_keeper)
+    for point in ROLLED_BACK:
+        before.kill_at(point)
+        outcome = before.call("rollback")
+        assert outcome.status == 0, "\n".join([str(point), *outcome.lines])
+        before.assert_runs_as_before()
+
+
+STEPS_BACK: list[KillPoint] = [
+    (1, "os.rename", r"/data \S*/data\.discarded"),
+    (1, "os.rename", r"PG_\S*\.old\S* \S*/PG_"),
+    (1, "os.rename", r"/data\.old\S* \S*/data "),
+    (1, "shutil.rmtree", "data.discarded"),
+]
+
+
+def test_a_rollback_that_is_killed_goes_on(make_keeper: MakeKeeper) -> None:
+    """Killed before each of its own steps in turn, a rollback comes to its end when it is run again."""
+    before = InPlace(make_keeper)
+    before.restore("--no-start")
+    for point in STEPS_BACK:
+        before.kill_rollback_at(point)
+    assert before.call("rollback").status == 0
+    before.assert_runs_as_before()
