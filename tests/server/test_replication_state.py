@@ -220,3 +220,39 @@ def test_what_a_role_may_not_know_is_said(logical: Cluster) -> None:
     assert r"\connect postgres" in script.splitlines()
     assert [line for line in script.splitlines() if line and not line.startswith(("--", r"\connect"))] == []
     psql(logical, script)
+
+
+@pytest.mark.pg(">=17")
+def test_copies_of_failover_slots_are_the_primarys(logical: Cluster, lab_directory: Path) -> None:
+    """A standby's copy of a slot is captured as one and not made again; the primary's own slot is, for failover."""
+    logical.sql("SELECT pg_create_physical_replication_slot('standby_1', true)")
+    logical.sql("SELECT pg_create_logical_replication_slot('orders', 'pgoutput', false, false, true)")
+    settings = {
+        "primary_conninfo": logical.conninfo(),
+        "hot_standby_feedback": "on",
+        "sync_replication_slots": "on",
+    }
+    with logical.create_standby(lab_directory / "standby", slot="standby_1", settings=settings) as standby:
+        standby.start()
+        copied = "SELECT count(*) FROM pg_replication_slots WHERE synced AND NOT temporary"
+
+        def is_copied() -> bool:
+            # A copy lasts only when the standby has caught up with the slot, which a quiet primary does not move.
+            logical.sql("SELECT pg_log_standby_snapshot()")
+            logical.sql(
+                "SELECT count(*) FROM pg_logical_slot_get_binary_changes('orders', NULL, NULL, "
+                "'proto_version', '1', 'publication_names', 'none')"
+            )
+            return bool(standby.value(copied) == 1)
+
+        logical.sql("CREATE PUBLICATION none")
+        wait_for(is_copied, "the standby has a copy of the slot", timeout_seconds=60)
+        [copy] = state_of(standby).slots
+        own = {slot.slot_name: slot for slot in state_of(logical).slots}["orders"]
+    assert (copy.slot_name, copy.synced, copy.failover) == ("orders", True, True)
+    assert (own.synced, own.failover) == (False, True)
+    script = slots_script(ReplicationState(major=logical.major, slots=[copy]))
+    assert "-- not made again: a copy of one of the primary's: the server makes such copies itself\n" in script
+    assert "SELECT lsn" not in script
+    script = slots_script(ReplicationState(major=logical.major, slots=[own]))
+    assert "pg_create_logical_replication_slot('orders', 'pgoutput', false, false, true)" in script

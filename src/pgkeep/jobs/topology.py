@@ -121,7 +121,15 @@ def _make_slots(slots: list[Slot], ask: Ask, *, major: int, say: Say, warn: Say)
     if not wanted:
         return
     made, failed = create_slots(ask, wanted, major=major, say=say, warn=warn)
-    yield f"{made} replication slots made" + (f", {failed} could not be made" if failed else "")
+    yield f"{len(made)} replication slots made" + (f", {failed} could not be made" if failed else "")
+    logical = [slot.slot_name for slot in made if not slot.is_physical]
+    if logical:
+        # A consumer asks to go on where it was, and that may lie ahead: what is written up to there it never gets, and
+        # neither side says so (CreateDecodingContext in src/backend/replication/logical/logical.c).
+        warn(
+            f"consumers of logical slots must resynchronise, or miss changes without a word: {', '.join(logical)}; "
+            "their tables must be copied anew"
+        )
     if made and keeps_wal_without_bound(ask):
         warn(
             "the server keeps all WAL for a slot that nobody uses, until its disk is full: drop those whose consumers "

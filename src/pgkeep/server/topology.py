@@ -57,13 +57,14 @@ def disable_subscriptions(ask: Ask, subscriptions: Sequence[Subscription], *, is
 
 def create_slots(
     ask: Ask, slots: Sequence[Slot], *, major: int, say: Callable[[str], None], warn: Warn
-) -> tuple[int, int]:
+) -> tuple[list[Slot], int]:
     """
-    Make those of *slots* that are missing; return how many were made, and how many could not be.
+    Make those of *slots* that are missing; return which were made, and how many could not be.
 
     What cannot be made is a warning: the data is whole, and the script can be run again.
     """
-    made = failed = 0
+    made: list[Slot] = []
+    failed = 0
     for database in sorted({slot.database for slot in slots}):
         of_database = [slot for slot in slots if slot.database == database]
         try:
@@ -76,8 +77,8 @@ def create_slots(
                         failed += 1
                         warn(f'slot "{slot.slot_name}" is not made: {error.message}')
                         continue
-                    made += len(rows)
                     for (lsn,) in rows:
+                        made.append(slot)
                         say(_made_text(slot, str(lsn)))
         except ServerError as error:
             failed += len(of_database)
@@ -123,10 +124,7 @@ def _disable(server: Server, subscription: Subscription, *, is_detached: bool) -
 def _made_text(slot: Slot, lsn: str) -> str:
     if slot.is_physical:
         return f'slot "{slot.slot_name}" is made: it keeps WAL from {lsn} on'
-    return (
-        f'slot "{slot.slot_name}" of database "{slot.database}" is made: it begins at {lsn}, '
-        "and its consumers must resynchronise"
-    )
+    return f'slot "{slot.slot_name}" of database "{slot.database}" is made: it begins at {lsn}'
 
 
 @contextlib.contextmanager
