@@ -103,9 +103,6 @@ class _Restore:
             raise RestoreRefused(
                 "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
             )
-        if self._settings.flag("restore_as_standby"):
-            # Without it a second primary would come up.
-            raise UsageError("restore_as_standby is not in this version of pgkeep")
         if not self._settings.is_given("timeout"):
             # An operator may look for a tape for hours; the end of the daemon is noticed anyway.
             channel.limit_silence(0)

@@ -59,6 +59,7 @@ def _restore_cluster(
     from pgkeep.jobs.restore_plan import prepare
     from pgkeep.jobs.restore_request import RestoreRequest
     from pgkeep.jobs.restore_settings import recovery_target, restore_options, tablespace_places
+    from pgkeep.jobs.standby_plan import plan_standby_recovery, standby_plan
     from pgkeep.jobs.unfinished import asked_for, unfinished_restore
     from pgkeep.server.tools import toolbox_for_server
     from pgkeep.vault.survey import survey
@@ -67,25 +68,31 @@ def _restore_cluster(
     settings = call.settings
     target = recovery_target(settings, now)
     physical = [head for head in heads if head.mode == "pitr"]
+    standby = standby_plan(settings, physical)
     asked = asked_for(
         target,
         tablespaces=settings.mapping("tablespace_map"),
         port=settings.optional_number("port") or 0,
         is_wiped=settings.flag("wipe_pgdata"),
         backup_id=settings.text("backup_id") or "",
+        standby_of=standby.where if standby is not None else "",
     )
     place = settings.text("pgdata_dir") or (physical[-1].data_directory if physical else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
     with WalView(cluster.archive) as view:
-        recovery = plan_recovery(
-            physical,
-            target,
-            view,
-            now=now,
-            backup_id=unfinished.backup_id if unfinished is not None else settings.text("backup_id") or "",
-            find_restore_point=view.restore_point,
-            times_of=view.times,
-        )
+        backup_id = unfinished.backup_id if unfinished is not None else settings.text("backup_id") or ""
+        if standby is not None and standby.primary is not None:
+            recovery = plan_standby_recovery(standby, physical, view, backup_id=backup_id)
+        else:
+            recovery = plan_recovery(
+                physical,
+                target,
+                view,
+                now=now,
+                backup_id=backup_id,
+                find_restore_point=view.restore_point,
+                times_of=view.times,
+            )
     base = recovery.base
     with cluster.open_backup(base.backup_id) as backup:
         data_directory = Path(settings.text("pgdata_dir") or base.data_directory)
@@ -109,6 +116,7 @@ def _restore_cluster(
             asked=asked,
             unfinished=unfinished,
             options=restore_options(settings),
+            standby=standby,
             retain_days=settings.number("pgdata_backup_retain_days"),
             audit=audit,
             say=audit.say,

@@ -25,6 +25,8 @@ from pgkeep.jobs.recovery_config import settings_of_recovery
 from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState, StoredEnd
+from pgkeep.jobs.standby_plan import StandbyState
+from pgkeep.jobs.standby_watch import watch_standby
 from pgkeep.jobs.topology import restore_topology
 from pgkeep.pg.data_directory import RECOVERY_SIGNAL
 from pgkeep.pg.lsn import Lsn, Timeline
@@ -64,7 +66,12 @@ class FencedServer:
         self._voice = voice
         state = run.state
         self._owner = state.owner_of_files or Owner.of(state.directory)
-        self._instance = Instance(state.directory, bin_directory=Path(state.bin_directory), log_path=state.log_path)
+        self._instance = Instance(
+            state.directory,
+            bin_directory=Path(state.bin_directory),
+            log_path=state.log_path,
+            config_file=state.outside.own_config_file,
+        )
         self._fence = (
             fence_settings(major=state.major, socket_directory=str(access.directory))
             | access.settings()
@@ -89,7 +96,7 @@ class FencedServer:
         try:
             with self._archive_answered():
                 end = self._ended(log)
-                if is_opened and not end.is_promoted:
+                if is_opened and not self._is_through(end):
                     end = self._open(end)
             databases = self._finish(end, log)
             finished = True
@@ -129,14 +136,36 @@ class FencedServer:
         state = self._state
         if state.end is not None:
             end = _end_of(state.end)
-            if end.is_promoted and not state.is_lifting and self._instance.status() is ServerStatus.STOPPED:
+            if self._is_through(end) and not state.is_lifting and self._instance.status() is ServerStatus.STOPPED:
                 self._instance.start(self._fence)
                 self._instance.wait_for({ServerStatus.READY}, timeout_seconds=state.timeout_seconds)
             return end
-        end = self._replay()
+        end = self._replay() if state.standby is None else self._follow(state.standby)
         self._run.record(phases_done=4, end=_stored(end))
-        log.done(f"replay ended at {end.lsn}, {'promoted to' if end.is_promoted else 'on'} timeline {end.timeline}")
+        how = "promoted to" if end.is_promoted else "on"
+        if state.standby is not None:
+            log.done(f"streams from {state.standby.where} at {end.lsn}, {how} timeline {end.timeline}")
+        else:
+            log.done(f"replay ended at {end.lsn}, {how} timeline {end.timeline}")
         return end
+
+    def _is_through(self, end: ReplayEnd) -> bool:
+        """Tell whether the server is what was asked for: a primary, or a standby that follows one."""
+        return end.is_promoted or self._state.standby is not None
+
+    def _follow(self, standby: StandbyState) -> ReplayEnd:
+        if self._instance.status() is ServerStatus.STOPPED:
+            settings = settings_of_recovery(self._state, self._state.target, socket=self.archive_socket)
+            append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
+            self._instance.start(self._fence)
+        return watch_standby(
+            self._instance,
+            self._access,
+            standby,
+            superuser=self._state.superuser,
+            timeout_seconds=self._state.timeout_seconds,
+            say=self._voice.say,
+        )
 
     def _open(self, end: ReplayEnd) -> ReplayEnd:
         """Promote the server, which ended its replay at the target without; return where that was."""
@@ -166,11 +195,11 @@ class FencedServer:
             return ()
         else:
             if state.phases_done < 5:
-                log.done(self._restore_topology() if end.is_promoted else "waits for the promotion")
-                if end.is_promoted:
+                log.done(self._restore_topology() if self._is_through(end) else "waits for the promotion")
+                if self._is_through(end):
                     self._run.record(phases_done=5)
             databases = _ask_every_database(access, superuser)
-            if not end.is_promoted:
+            if not self._is_through(end):
                 log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
                 self._voice.say(f"to look: {self._way_in}")
                 self._voice.say(f"to open it: pgkeep finish --pgdata-dir={state.directory}")
@@ -182,6 +211,9 @@ class FencedServer:
         return databases
 
     def _restore_topology(self) -> str:
+        if self._state.standby is not None:
+            return "a standby: slots and subscriptions are its primary's"
+
         def ask(database: str) -> Server:
             return open_private(self._access, superuser=self._state.superuser, dbname=database)
 
@@ -291,12 +323,14 @@ class FencedServer:
             self._instance.stop(timeout_seconds=timeout)
             settings = settings_of_recovery(state, state.target, socket=self.archive_socket)
             remove_settings(state.directory, settings, owner=self._owner)
-            remove_signals(state.directory)
+            if state.standby is None:
+                remove_signals(state.directory)
             remove_file(state.wal_plan_path)
             append_settings(state.directory, state.lasting, owner=self._owner)
             # Its own configuration from here on; what lasts is in postgresql.auto.conf.
             self._instance.start({}, is_final=True)
-        self._instance.wait_for({ServerStatus.READY}, timeout_seconds=timeout)
+        # A standby that lets nobody in, by hot_standby = off, is never ready.
+        self._instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=timeout)
 
 
 def _stored(end: ReplayEnd) -> StoredEnd:

@@ -7,12 +7,16 @@ from typing import Any
 
 import msgspec
 
+from pgkeep.jobs.own_configuration import outside_state
 from pgkeep.jobs.recovery_config import wal_plan
 from pgkeep.jobs.restore_plan import PreparedRestore
+from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restore_state import RestoreState, StoredAside, text_of_target
 from pgkeep.jobs.set_aside import separate_wal_directory
+from pgkeep.jobs.wal_plan import WalPlan
 from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.data_directory import WAL_DIRECTORY
+from pgkeep.pg.recovery import lasting_standby_settings
 from pgkeep.pg.replay_settings import STARTING_SETTINGS
 from pgkeep.pg.tablespace_map import parse_tablespace_map, remap, render_tablespace_map
 from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
@@ -42,7 +46,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         segment_size=base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE,
         has_hole=recovery.has_hole,
         recovery_settings=_recovery_settings(prepared),
-        lasting=dict(prepared.lasting),
+        lasting=_lasting(prepared),
         minimums=dict(recovery.minimums),
         vault=str(request.vault_path),
         cluster=request.cluster_name,
@@ -51,7 +55,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         backup_label=base.backup_label,
         tablespace_map=_tablespace_map(prepared),
         configuration={name: value for name, value in base.settings.items() if name in STARTING_SETTINGS},
-        wal_plan=wal_plan(recovery).render(),
+        wal_plan=_wal_plan(prepared).render(),
         asides=[StoredAside(str(aside.path), str(aside.new_path), aside.is_contents) for aside in prepared.aside],
         wiped=[str(path) for path in prepared.wiped],
         wal_link=_wal_link(prepared),
@@ -62,6 +66,8 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         replication=_replication(prepared),
         is_copy=request.is_elsewhere,
         private_wal=str(request.private_wal or ""),
+        standby=request.standby.state if request.standby is not None else None,
+        outside=outside_state(base, is_in_place=not request.is_copy, may_replace=request.overwrite_existing),
     )
 
 
@@ -77,6 +83,30 @@ def _wal_link(prepared: PreparedRestore) -> str:
     return os.readlink(link) if link.is_symlink() and (prepared.aside or prepared.wiped) else ""
 
 
+def _wal_plan(prepared: PreparedRestore) -> WalPlan:
+    plan, standby = wal_plan(prepared.request.recovery), prepared.request.standby
+    return plan if standby is None else standby.limit(plan)
+
+
+def _lasting(prepared: PreparedRestore) -> dict[str, str]:
+    request = prepared.request
+    lasting = dict(prepared.lasting)
+    if request.standby is not None:
+        # A standby needs for good what others need while they replay; and nothing of an earlier life: no target, and
+        # no slot, which another standby may be using.
+        lasting |= lasting_standby_settings(request.standby.conninfo) | _raised(request)
+    return lasting
+
+
+def _raised(request: RestoreRequest) -> dict[str, str]:
+    """Return what was raised at the source since the base, and must not be lower at a server that replays."""
+    return {
+        name: str(value)
+        for name, value in request.recovery.minimums.items()
+        if value > int(request.base.settings.get(name, value))
+    }
+
+
 def _recovery_settings(prepared: PreparedRestore) -> dict[str, str]:
     request = prepared.request
     base = request.base
@@ -84,11 +114,7 @@ def _recovery_settings(prepared: PreparedRestore) -> dict[str, str]:
     settings = {"max_logical_replication_workers": "0"}
     if not request.start:
         # Whoever starts it starts it once, to replay and to stay: what was raised since the base is raised here.
-        settings |= {
-            name: str(value)
-            for name, value in request.recovery.minimums.items()
-            if value > int(base.settings.get(name, value))
-        }
+        settings |= _raised(request)
     is_in_place = any(not tablespace.location for tablespace in base.tablespaces)
     # Replay makes a directory in pg_tblspc for changes of a tablespace that was left out; older servers never mind.
     is_left_out = bool(base.details.get("left_out"))

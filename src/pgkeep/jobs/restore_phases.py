@@ -11,6 +11,7 @@ from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.postmaster import PostmasterFile, running_postmaster
 from pgkeep.errors import RestoreRefused, ToolError
 from pgkeep.jobs.fenced_server import FencedServer, Voice
+from pgkeep.jobs.own_configuration import put_back_outside
 from pgkeep.jobs.phase_log import PHASES, PhaseLog
 from pgkeep.jobs.private_wal import remove_private_wal
 from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, write_recovery_files
@@ -43,6 +44,14 @@ def run_phases(
     log = PhaseLog(voice.say, phases_done=run.state.phases_done)
     if run.state.phases_done < 3:
         settings = settings_of_recovery(run.state, run.state.target, socket=None)
+        put_back_outside(
+            run.state.outside,
+            run.state.directory,
+            owner=run.state.owner_of_files,
+            restore_id=run.state.restore_id,
+            say=voice.say,
+            warn=voice.warn,
+        )
         write_recovery_files(run.state, settings, warn=voice.warn)
         run.record(phases_done=3)
         log.done(describe_target(settings))
@@ -50,10 +59,10 @@ def run_phases(
         _say_what_is_left(run.state, voice)
         return None, ()
     end, databases = _run_server(run, voice, log, is_opened=is_opened)
-    if end.is_promoted:
+    if run.state.phases_done == len(PHASES):
         if run.state.private_wal:
             remove_private_wal(Path(run.state.private_wal))
-        if run.directory.is_inside and run.state.phases_done == len(PHASES):
+        if run.directory.is_inside:
             # In a data directory that is in use it would be part of the next backup; and there is no way back from it.
             run.directory.remove()
     return end, databases
@@ -108,6 +117,10 @@ def _settled_postmaster(data_directory: Path) -> PostmasterFile | None:
 
 
 def _say_what_is_left(state: RestoreState, voice: Voice) -> None:
+    if state.standby is not None:
+        voice.say("the standby was not started: its next start replays the WAL held and follows its primary")
+        voice.say(f"pgkeep does that, and checks the server: pgkeep finish --pgdata-dir={state.directory}")
+        return
     voice.say("the server was not started: its next start replays to the target")
     if state.target.kind is TargetKind.TIME:
         voice.say("if no commit follows that time, the server stops there: start it without recovery_target_time then")

@@ -52,7 +52,10 @@ class PreparedRestore:
             yield f"moved away first: {aside}"
         for path in self.wiped:
             yield f"removed first, for ever: what is in {path}"
-        yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
+        if request.standby is not None:
+            yield from request.standby.lines()
+        else:
+            yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
         yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
         yield f"programs: {request.toolbox or f'none of PostgreSQL {request.major} on this host'}"
         yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"

@@ -11,6 +11,7 @@ from typing import Any
 from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.jobs.restore_state import WAL_PLAN_FILE, RestoreState
+from pgkeep.jobs.standby_plan import StandbyPlan
 from pgkeep.pg.recovery import RecoveryTarget
 from pgkeep.server.tools import Toolbox
 from pgkeep.streams.record import RecordHead, RecordTail
@@ -44,6 +45,7 @@ class RestoreRequest:
         asked: What was asked for, by which a second run of the same restore is known.
         unfinished: The same restore, begun by an earlier run that did not come to its end; None to begin anew.
         options: For phases 5 and 6: names of parameters and their values.
+        standby: How it will follow a primary; None for a cluster that is promoted.
         retain_days: After how many days what an earlier restore moved away is removed; 0 for never.
         audit: Keeps what is said; *say* and *warn* are its own then. None to keep nothing.
         say: Takes one line for the log.
@@ -72,6 +74,7 @@ class RestoreRequest:
     unfinished: RestoreState | None = None
     options: dict[str, Any] = field(default_factory=dict)
     retain_days: int = 0
+    standby: StandbyPlan | None = None
     audit: AuditFile | None = None
     say: Callable[[str], None]
     warn: Callable[[str], None]

@@ -16,8 +16,10 @@ import msgspec
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.target import Target
 from pgkeep.errors import FormatError
+from pgkeep.jobs.own_configuration import OutsideState
 from pgkeep.jobs.restore_settings import restore_command
 from pgkeep.jobs.set_aside import Aside
+from pgkeep.jobs.standby_plan import StandbyState
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
 from pgkeep.vault.layout import WAL_DIRECTORY
@@ -100,6 +102,8 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         server: How the server is run on this host.
         audit_file: Path of the audit file; empty when there is none.
         private_wal: Directory of WAL that goes when nobody needs it any more; empty when the vault has it.
+        standby: What the server follows when it is to be a standby; None for one that is promoted.
+        outside: What is known of configuration outside the data directory.
     """
 
     restore_id: str
@@ -152,6 +156,8 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     server: dict[str, Any] = {}
     audit_file: str = ""
     private_wal: str = ""
+    standby: StandbyState | None = None
+    outside: OutsideState = OutsideState()
     format: int = STATE_FORMAT
 
     @property

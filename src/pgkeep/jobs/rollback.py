@@ -19,6 +19,7 @@ from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.clear_away import give_back, remove_contents
 from pgkeep.jobs.finish import known_restore
+from pgkeep.jobs.own_configuration import take_back_outside
 from pgkeep.jobs.phase_log import PHASES
 from pgkeep.jobs.private_wal import remove_private_wal
 from pgkeep.jobs.restore_directory import SUFFIX, RestoreDirectory, RestoreRun
@@ -57,6 +58,7 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
                 _remove_restored(state, audit)
             run.record(is_emptied=True)
         give_back(state)
+        take_back_outside(state.outside, restore_id=state.restore_id, say=audit.say)
         for aside in state.moved:
             audit.say(f"put back {aside.path}")
         _start_as_before(state, audit)

@@ -21,6 +21,7 @@ from pgkeep.jobs.recovery_reach import NeededWalMissing
 from pgkeep.jobs.restore_plan import PreparedRestore, prepare
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restore_settings import audit_file, recovery_target, restore_options, tablespace_places
+from pgkeep.jobs.standby_plan import StandbyPlan, plan_standby_recovery, standby_plan
 from pgkeep.jobs.stream_restore import record_of
 from pgkeep.jobs.unfinished import asked_for, unfinished_restore
 from pgkeep.pg.data_directory import CONTROL_FILE
@@ -144,7 +145,8 @@ def prepare_stream(
     )
     _check_selection(base, tail, selection)
     target = recovery_target(settings, now)
-    recovery = _plan(by_age, base, target, wal, now)
+    standby = standby_plan(settings, by_age)
+    recovery = _plan(by_age, base, target, wal, now=now, standby=standby)
     _check_hole(recovery)
     data_directory, tablespaces = _places(base, settings, place)
     if place is None:
@@ -160,6 +162,7 @@ def prepare_stream(
         port=_port(settings),
         is_wiped=settings.flag("wipe_pgdata"),
         backup_id=base.backup_id,
+        standby_of=standby.where if standby is not None else "",
     )
     audit = audit_file(settings, restore_id, say=say, warn=warn)
     request = RestoreRequest(
@@ -184,6 +187,7 @@ def prepare_stream(
         asked=asked,
         unfinished=unfinished_restore(data_directory, asked),
         options=restore_options(settings),
+        standby=standby,
         retain_days=settings.number("pgdata_backup_retain_days"),
         audit=audit,
         say=audit.say,
@@ -225,8 +229,16 @@ def _check_hole(recovery: RecoveryPlan) -> None:
 
 
 def _plan(
-    heads: Sequence[RecordHead], base: RecordHead, target: RecoveryTarget, wal: PromisedWal, now: dt.datetime
+    heads: Sequence[RecordHead],
+    base: RecordHead,
+    target: RecoveryTarget,
+    wal: PromisedWal,
+    *,
+    now: dt.datetime,
+    standby: StandbyPlan | None,
 ) -> RecoveryPlan:
+    if standby is not None and standby.primary is not None:
+        return plan_standby_recovery(standby, heads, wal, backup_id=base.backup_id)
     try:
         return plan_recovery(heads, target, wal, now=now, backup_id=base.backup_id)
     except NeededWalMissing as missing:

@@ -22,6 +22,7 @@ def asked_for(
     port: int,
     is_wiped: bool,
     backup_id: str,
+    standby_of: str = "",
 ) -> dict[str, Any]:
     """Return what a restore was asked for, so that a second run of the same one is known."""
     return {
@@ -32,6 +33,7 @@ def asked_for(
         "port": port,
         "wipe": is_wiped,
         "backup": backup_id,
+        "standby": standby_of,
     }
 
 
@@ -67,7 +69,7 @@ def is_unfinished(state: RestoreState) -> bool:
         return False
     if state.phases_done < 3 or state.access:
         return True
-    return (state.directory / RECOVERY_SIGNAL).exists()
+    return state.standby is not None or (state.directory / RECOVERY_SIGNAL).exists()
 
 
 def _is_at_stake(state: RestoreState) -> bool:

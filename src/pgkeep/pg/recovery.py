@@ -366,6 +366,12 @@ def standby_settings(
     return settings | dict.fromkeys(_TARGET_SETTINGS, "")
 
 
+def lasting_standby_settings(primary_conninfo: str) -> dict[str, str]:
+    """Return what a standby goes on with when the WAL of its restore is replayed: none of it is in force for ever."""
+    settings = {"primary_conninfo": primary_conninfo, "primary_slot_name": "", "recovery_target_timeline": "latest"}
+    return settings | dict.fromkeys(_TARGET_SETTINGS, "")
+
+
 def fence_settings(*, major: int, socket_directory: str) -> dict[str, str]:
     """
     Return the settings under which a restored server harms nobody until it is released.

@@ -10,8 +10,6 @@ NOT_BUILT = frozenset(
         "pitr_block_summary_days",
         "post_restore_sql",
         "post_restore_sql_timeout",
-        "primary_conninfo",
-        "restore_as_standby",
         "verify_amcheck_after",
         "verify_checksum_after",
         "wal_segment_overlap",
