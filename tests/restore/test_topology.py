@@ -108,6 +108,11 @@ def test_a_restored_subscriber_leaves_its_publisher_alone(publisher: Watched, su
     ) in restored.outcome.warnings
     assert any(line.startswith('slot "standby_1" is made: it keeps WAL from ') for line in lines)
     assert restored.value("SELECT count(*) FROM item") == 1
+    # By this an operator sees whether the publisher's slot has gone on since.
+    reached = (
+        "SELECT remote_lsn FROM pg_replication_origin_status s, pg_subscription u WHERE external_id = 'pg_' || u.oid"
+    )
+    assert restored.value(reached) is not None
     assert subscriptions_of(restored) == [("items", False, None)]
     assert slots_of(restored) == [("orders", "test_decoding", "shop"), ("standby_1", None, None)]
     # The fence is lifted: the launcher runs, and finds nothing to wake.
