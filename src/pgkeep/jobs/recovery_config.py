@@ -72,11 +72,18 @@ def wal_plan(recovery: RecoveryPlan) -> WalPlan:
                 needed.append((first.name, WalSegment.ending_at(end, timeline=timeline, size=size).name))
             if fork is not None:
                 position = fork
+    excluded = []
+    if recovery.stop is not None:
+        # What a living original archives meanwhile was not looked into: it may make a tablespace in a place of its own.
+        end = recovery.archived_end
+        behind = Lsn(end + -end % size) if end > recovery.wal_start else end
+        excluded = [WalSegment.containing(behind, timeline=history.timeline, size=size).name]
     return WalPlan(
         SystemIdentifier(int(base.system_identifier)),
         size,
         needed=tuple(needed),
         histories=(history.timeline.history_file_name,) if history.timeline > 1 and needed else (),
+        excluded=tuple(excluded),
     )
 
 

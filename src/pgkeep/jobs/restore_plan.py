@@ -13,7 +13,6 @@ from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.datadir.target import Target
 from pgkeep.errors import PgkeepError, RestoreRefused
 from pgkeep.jobs.original_cluster import OriginalCluster
-from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.set_aside import Aside, directories_in_the_way, set_aside
 from pgkeep.pg.data_directory import CONTROL_FILE
@@ -99,7 +98,7 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
     later = check_later_tablespaces(request, target)
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
-        check_clear_of(original, target, request.recovery)
+        check_clear_of(original, target)
     aside, wiped = _cleared(request, target, later, now)
     target.check(sizes=_sizes(request, target), is_overwritten=bool(aside or wiped))
     if original is not None and request.start:
@@ -201,29 +200,10 @@ def _is_in_use(place: Path) -> bool:
         return True
 
 
-def check_clear_of(original: OriginalCluster, target: Target, recovery: RecoveryPlan) -> None:
-    """
-    Refuse a copy that would write into the tablespaces of its *original*.
-
-    Replay makes a tablespace where its WAL says, over what is there. One that no backup has seen yet is known from the
-    original's own links only.
-
-    Raises:
-        RestoreRefused: Replay may make a tablespace that the original has, or a directory of the copy's is in use.
-    """
-    places = original.tablespaces()
-    known = {tablespace.oid for tablespace in recovery.base.tablespaces}
-    known |= set(recovery.base.details.get("left_out", ()))
-    for oid, place in places.items():
-        if oid not in known and not recovery.knows_all_tablespaces:
-            raise RestoreRefused(
-                f"the replay may make tablespace {oid} in {place}, where the original in {original.data_directory} "
-                "has its files",
-                hint="make a new backup and restore from that, or restore to an earlier backup's end, or on another "
-                "host",
-            )
+def check_clear_of(original: OriginalCluster, target: Target) -> None:
+    """Refuse a copy that would be laid down in a tablespace of its running *original*; raise RestoreRefused."""
     if original.postmaster is not None:
-        used = {os.path.realpath(place): oid for oid, place in places.items()}
+        used = {os.path.realpath(place): oid for oid, place in original.tablespaces().items()}
         for directory in target.outside.values():
             oid_of_original = used.get(os.path.realpath(directory))
             if oid_of_original is not None:
