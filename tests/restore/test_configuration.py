@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.lab.cluster import wait_for
-from tests.lab.ledger import Ledger
+from tests.lab.ledger import Ledger, Mark, digest
 from tests.restore.conftest import MakeKeeper
 from tests.restore.etc import Etc
-from tests.restore.keeper import Restored
+from tests.restore.keeper import Keeper, Outcome, Restored
+from tests.restore.unfinished import call
 
 IN_BACKUP = {
     "postgresql.conf",
@@ -40,6 +44,128 @@ def _answers(restored: Restored) -> bool:
     except psycopg.OperationalError:
         return False
     return True
+
+
+@dataclass
+class Debian:
+    """A stopped cluster as Debian has it, a Full of it, and the moment that the Full holds."""
+
+    keeper: Keeper
+    etc: Etc
+    mark: Mark
+    content: dict[str, str]
+
+    def restore(self, *arguments: str, start: bool = True, status: int = 0) -> Outcome:
+        """Restore the cluster to where it was."""
+        bin_dir = self.keeper.cluster.installation.bin_dir
+        how = "--start" if start else "--no-start"
+        outcome = self.keeper.run("restore", f"--bin-dir={bin_dir}", "--json", how, *arguments)
+        self.keeper.restored.append(self.restored)
+        self.restored.guard()
+        assert outcome.status == status, "\n".join(outcome.lines)
+        return outcome
+
+    @functools.cached_property
+    def restored(self) -> Restored:
+        """What was restored."""
+        cluster = self.keeper.cluster
+        nothing = Outcome(0, "", [])
+        return Restored(cluster.installation, cluster.data_directory, cluster.port, nothing)
+
+    @property
+    def data_directory(self) -> Path:
+        """Where the cluster was, and is again."""
+        return self.keeper.cluster.data_directory
+
+
+@pytest.fixture
+def debian(make_keeper: MakeKeeper, lab_directory: Path) -> Debian:
+    """A cluster whose configuration is elsewhere, backed up and stopped."""
+    keeper = make_keeper()
+    keeper.cluster.stop()
+    etc = Etc(keeper.cluster, lab_directory / "etc" / "main")
+    etc.start()
+    mark = Ledger(keeper.cluster).mark("there")
+    keeper.backup("full", "local")
+    content = etc.content()
+    keeper.cluster.stop()
+    return Debian(keeper, etc, mark, content)
+
+
+def lose(path: Path) -> None:
+    """Remove a directory, as a broken disk does."""
+    shutil.rmtree(path)
+
+
+def test_lost_host(debian: Debian) -> None:
+    """Data and configuration are lost: a restore in place brings both back, and the server runs with its own."""
+    lose(debian.data_directory)
+    lose(debian.etc.directory)
+    outcome = debian.restore()
+    restored = debian.restored
+    restored.assert_is_at(debian.mark)
+    assert restored.value("SHOW work_mem") == "7MB"
+    assert restored.value("SHOW config_file") == str(debian.etc.config_file)
+    assert restored.value("SHOW hba_file") == str(debian.etc.directory / "pg_hba.conf")
+    assert debian.etc.content() == {name: text for name, text in debian.content.items() if name in IN_BACKUP}
+    assert not (debian.data_directory / "pgkeep.configuration").exists()
+    assert not (debian.data_directory / "postgresql.conf").exists()
+    directory = debian.etc.directory
+    names = ("environment", "people", "pg_ctl.conf", "pg_hba.conf", "pg_ident.conf", "postgresql.conf")
+    said = ", ".join(f"{directory}/{name}" for name in names)
+    assert f"configuration put back: {said} and 2 more" in outcome.lines
+    assert outcome.warnings == []
+
+
+def test_what_is_there_stays(debian: Debian) -> None:
+    """A file that was changed since the backup is left as it is; the backup's lies in the data directory."""
+    lose(debian.data_directory)
+    tuning = debian.etc.directory / "conf.d" / "tuning.conf"
+    tuning.write_text("work_mem = '9MB'\n")
+    outcome = debian.restore()
+    assert debian.restored.value("SHOW work_mem") == "9MB"
+    laid = debian.data_directory / "pgkeep.configuration"
+    assert outcome.warnings == [
+        f"configuration file {tuning} is not put back, the file there is newer: the backup's is in {laid}"
+    ]
+    assert [path.read_text() for path in laid.rglob("*") if path.is_file()] == ["work_mem = '7MB'\n"]
+    debian.restored.assert_is_at(debian.mark)
+
+
+def test_older_file_gives_way_and_comes_back(debian: Debian) -> None:
+    """With overwrite_existing an older file is renamed; a rollback gives it its name again, and all else that was."""
+    tuning = debian.etc.directory / "conf.d" / "tuning.conf"
+    tuning.write_text("work_mem = '5MB'\n")
+    os.utime(tuning, (0, 0))
+    (debian.etc.directory / "start.conf").unlink()
+    before = debian.etc.content()
+    debian.restore("--overwrite-existing", start=False)
+    assert tuning.read_text() == "work_mem = '7MB'\n"
+    assert (debian.etc.directory / "start.conf").read_text() == "auto\n"
+    [aside] = debian.etc.directory.glob("conf.d/tuning.conf.old.*")
+    assert aside.read_text() == "work_mem = '5MB'\n"
+    outcome = call("rollback", debian.data_directory)
+    assert outcome.status == 0, outcome.lines
+    after = debian.etc.content()
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {f"conf.d/{aside.name}.rolled-back", f"start.conf{aside.name[11:]}.rolled-back"}
+    debian.etc.start()
+    with debian.keeper.cluster.connect() as connection:
+        assert digest(connection) == debian.mark.digests
+
+
+def test_other_place(debian: Debian) -> None:
+    """Restored into another directory, the cluster touches nothing of the original's configuration."""
+    before = debian.etc.content()
+    tuning = debian.etc.directory / "conf.d" / "tuning.conf"
+    tuning.unlink()
+    restored = debian.keeper.restore(to="elsewhere")
+    laid = restored.data_directory / "pgkeep.configuration"
+    said = [line for line in restored.outcome.lines if line.startswith("configuration from outside")]
+    assert len(said) == 1
+    assert said[0].endswith(f", in {laid}")
+    assert not tuning.exists()
+    assert debian.etc.content() == {name: text for name, text in before.items() if not name.endswith("tuning.conf")}
 
 
 @pytest.mark.parametrize("transport", ["local", "stream"])
