@@ -88,6 +88,17 @@ def test_nothing_is_recorded_unless_asked_for(tracked: Keeper) -> None:
     assert tracked.info()["backups"][-1]["replication"] is None
 
 
+def test_check_misses_it_where_it_is_needed(tracked: Keeper) -> None:
+    """A server with slots whose backups do not record them is a warning, and none when they do."""
+    options = [*tracked.server_options(), f"--bin-dir={tracked.cluster.installation.bin_dir}"]
+    untracked = "2 replication slots and 1 subscriptions are in no backup's record: no restore brings the slots back"
+    tracked_text = "2 replication slots and 1 subscriptions are recorded with each backup"
+    for words, outcome, text in (([], "WARN", untracked), (TRACKED, "OK", tracked_text)):
+        results = json.loads(tracked.run("check", "--json", *options, *words).stdout)
+        [found] = [result for result in results if result["name"] == "slots-recorded"]
+        assert (found["outcome"], found["text"]) == (outcome, text)
+
+
 def test_a_state_that_cannot_be_had_costs_no_backup(tracked: Keeper) -> None:
     """A standby that does not answer is a warning, in the log and in the record, and the backup stands."""
     nobody = "127.0.0.1:1"

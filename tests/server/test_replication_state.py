@@ -152,9 +152,9 @@ def test_subscriptions_are_captured_whole_and_without_passwords(logical: Cluster
     assert logical.sql(query) == before
 
 
-def test_a_standby_and_its_primary_know_each_other(cluster: Cluster, lab_directory: Path) -> None:
+def test_a_standby_and_its_primary_know_each_other(logical: Cluster, lab_directory: Path) -> None:
     """A primary's state names who streams from it, a standby's whom it follows, and hosts that are named are asked."""
-    primary = cluster
+    primary = logical
     primary.sql("CREATE DATABASE shop")
     primary.sql("CREATE PUBLICATION everything FOR ALL TABLES", dbname="shop")
     primary.sql("SELECT pg_create_physical_replication_slot('standby_1', true)")

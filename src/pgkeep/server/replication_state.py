@@ -37,6 +37,8 @@ _ROLE_SETTINGS = (
     "wal_level",
 )
 _SIGNALS = ("standby.signal", "recovery.signal")
+_SAID = 3
+"""How many databases a warning names."""
 _STREAMING = {False: "off", "f": "off", True: "on", "t": "on", "p": "parallel"}
 _RIGHTS_HINT = "grant the role pg_read_all_data and pg_read_all_settings, or SELECT on pg_subscription"
 
@@ -181,7 +183,12 @@ def _followers(server: Server) -> list[Follower]:
 
 
 def _publications(server: Server, warn: Warn) -> list[Publication]:
-    found = []
+    found: list[Publication] = []
+    refused: list[str] = []
+    problem = ""
+    if queries.setting(server, "wal_level") != "logical":
+        # Nobody can subscribe to one.
+        return found
     for database in queries.databases(server):
         if not database.allows_connections:
             continue
@@ -194,12 +201,16 @@ def _publications(server: Server, warn: Warn) -> list[Publication]:
                     where=server.where,
                 )
         except ServerError as error:
-            warn(f'publications of database "{database.name}" are not recorded: {error.message}')
+            refused.append(f'"{database.name}"')
+            problem = error.message
             continue
         found += [
             Publication(name=name, database=database.name, owner=owner, all_tables=all_tables)
             for name, owner, all_tables in rows
         ]
+    if refused:
+        more = f" and {len(refused) - _SAID} more" if len(refused) > _SAID else ""
+        warn(f"publications of database {', '.join(refused[:_SAID])}{more} are not recorded: {problem}")
     return found
 
 
