@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.lab.cluster import SUPERUSER, wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
-from tests.restore.keeper import Keeper, Restored
+from tests.restore.keeper import Keeper, Outcome, Restored
+from tests.restore.unfinished import call
 
 
 def conninfo(primary: Restored) -> str:
@@ -67,3 +68,77 @@ def test_primary_and_two_standbys_from_backups(major: int, make_keeper: MakeKeep
     third = restore_standby(keeper, standbys[0])
     assert third.report["timeline"] == 3
     assert_follows(third, standbys[0])
+
+
+def test_prepared_first_and_finished_later(make_keeper: MakeKeeper) -> None:
+    """Without --start a standby is laid down though its primary cannot be asked yet, and finish does the rest."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "stream")
+    mark = ledger.mark("there")
+    keeper.wait_until_archived()
+    primary = Restored(keeper.cluster.installation, keeper.cluster.data_directory, 0, Outcome(0, "", []))
+    reached = conninfo(primary)
+    keeper.cluster.stop()
+    arguments = ("--restore-as-standby", f"--primary-conninfo={reached}")
+    where = f"{keeper.cluster.socket_directory}:{keeper.cluster.port} as {SUPERUSER}"
+    status, refusal = keeper.refuse(*arguments, f"--pgdata-dir={keeper.directory}/standby", "--start")
+    assert status == 8
+    assert refusal[0].startswith(
+        f"error: the standby could not follow its primary: cannot connect to PostgreSQL at {where}"
+    )
+    assert refusal[1].endswith("; without start_postgresql_after_restore the primary may come later")
+    standby = keeper.restore(*arguments, start=False)
+    assert f"pgkeep does that, and checks the server: pgkeep finish --pgdata-dir={standby.data_directory}" in (
+        standby.outcome.lines
+    )
+    assert standby.postmaster() == []
+    keeper.cluster.start()
+    with keeper.cluster.connect() as connection:
+        connection.execute("CREATE TABLE since AS SELECT 1 AS n")
+    outcome = call("finish", standby.data_directory)
+    standby.guard()
+    assert outcome.status == 0, outcome.lines
+    assert "archiving is off in this standby: ALTER SYSTEM RESET archive_mode before it may become the primary" in (
+        outcome.lines
+    )
+    assert_follows(standby, primary)
+    assert standby.value("SELECT n FROM since") == 1
+    assert mark.name == standby.value("SELECT name FROM ledger_mark ORDER BY name LIMIT 1")
+
+
+def test_primary_that_has_lost_the_wal(make_keeper: MakeKeeper) -> None:
+    """A standby whose primary has not kept the WAL that it needs is a failure, with the server's own words."""
+    keeper = make_keeper(settings={"min_wal_size": "32MB", "max_wal_size": "32MB"})
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    for _ in range(5):
+        ledger.transfer(1)
+        keeper.cluster.switch_wal()
+        keeper.cluster.sql("CHECKPOINT")
+    primary = Restored(keeper.cluster.installation, keeper.cluster.data_directory, 0, Outcome(0, "", []))
+    standby = restore_standby(keeper, primary, status=9)
+    [error, hint] = standby.outcome.refusal
+    assert "does not stream from its primary at" in error
+    assert "has already been removed" in error
+    assert hint.startswith("hint: see ")
+    assert standby.postmaster() == []
+
+
+def test_no_password_where_others_read(make_keeper: MakeKeeper) -> None:
+    """A password in primary_conninfo is refused on the command line, without a word of it."""
+    keeper = make_keeper()
+    keeper.backup("full", "local")
+    status, refusal = keeper.refuse("--restore-as-standby", "--primary-conninfo=host=a password=geheim")
+    assert (status, refusal) == (
+        2,
+        [
+            "error: primary_conninfo must not hold a password on the command line, where others can read it",
+            "hint: name a passfile in it",
+        ],
+    )
+    status, refusal = keeper.refuse("--restore-as-standby")
+    assert (status, refusal[0]) == (
+        2,
+        "error: restore_as_standby needs primary_conninfo: no backup knows the primary",
+    )

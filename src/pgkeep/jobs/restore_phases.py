@@ -59,6 +59,8 @@ def run_phases(
         _say_what_is_left(run.state, voice)
         return None, ()
     end, databases = _run_server(run, voice, log, is_opened=is_opened)
+    if run.state.standby is not None and run.state.lasting.get("archive_mode") == "off":
+        voice.say("archiving is off in this standby: ALTER SYSTEM RESET archive_mode before it may become the primary")
     if run.state.phases_done == len(PHASES):
         if run.state.private_wal:
             remove_private_wal(Path(run.state.private_wal))
