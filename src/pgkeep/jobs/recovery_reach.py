@@ -171,7 +171,7 @@ def find_stop(span: Span, target: RecoveryTarget, times_of: Times) -> Stop:
         case TargetKind.XID:
             lsn = _stop_at_transaction(span, target, times, notes)
         case TargetKind.NAME:
-            lsn = _stop_at_restore_point(span, target, times)
+            lsn = _stop_at_restore_point(span, target, times, notes)
         case TargetKind.IMMEDIATE:
             lsn = span.stop
         case TargetKind.LATEST:
@@ -225,10 +225,10 @@ def _stop_at_transaction(span: Span, target: RecoveryTarget, times: WalTimes, no
     return moment.lsn
 
 
-def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes) -> Lsn:
-    point = times.restore_point(target.name)
-    if point is None:
-        points = list(times.restore_points())
+def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn:
+    points = list(times.restore_points())
+    same = [point.lsn for point in points if point.name == target.name]
+    if not same:
         said = ", ".join(f'"{point.name}" at {_text(point.time)}' for point in points[-_POINTS_SAID:])
         more = f" and {len(points) - _POINTS_SAID} older ones" if len(points) > _POINTS_SAID else ""
         raise RestoreRefused(
@@ -237,7 +237,12 @@ def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes) 
             if points
             else f"that WAL has no restore point; the latest reachable moment is {_text(span.reach)}",
         )
-    return point.lsn
+    if len(same) > 1:
+        notes.append(
+            f'restore point "{target.name}" is there more than once: replay stops at the first, at {same[0]}; for the '
+            f"newest: --target-lsn={same[-1]}"
+        )
+    return same[0]
 
 
 def _check_to_the_end(span: Span, times: WalTimes) -> None:
