@@ -82,6 +82,7 @@ def wal_plan(recovery: RecoveryPlan) -> WalPlan:
         SystemIdentifier(int(base.system_identifier)),
         size,
         needed=tuple(needed),
+        partials=(needed[-1][1],) if needed and recovery.archived_end % size else (),
         histories=(history.timeline.history_file_name,) if history.timeline > 1 and needed else (),
         excluded=tuple(excluded),
     )

@@ -193,6 +193,12 @@ def find_stop(span: Span, target: RecoveryTarget, times_of: Times) -> Stop:
 
 def _stop_at_time(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn | None:
     found = times.find_time(target.time, inclusive=target.inclusive, proved_until=span.reach)
+    if found.stop is None and span.has_hole:
+        raise RestoreRefused(
+            f"target time {_text(target.time)} is beyond {span.words}, which ends at {span.end}: "
+            f"{_last_commit(found.before)}",
+            hint="leave out what is missing: a time up to that commit can be reached",
+        )
     if found.stop is None and found.place is TimePlace.AFTER_LAST:
         last = f", which was at {_text(found.before.time)}" if found.before is not None else ""
         notes.append(f"the target time is after the last commit held{last}: replay goes to the end of the WAL")
