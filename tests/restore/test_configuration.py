@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pytest
 
 from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger, Mark, digest
+from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
 from tests.restore.etc import Etc
 from tests.restore.keeper import Keeper, Outcome, Restored
+from tests.restore.test_files import make_directory
 from tests.restore.unfinished import call
 
 IN_BACKUP = {
@@ -185,3 +188,18 @@ def test_copy_gets_it_beside(make_keeper: MakeKeeper, lab_directory: Path, trans
     found = {str(path.relative_to(laid)): path.read_text() for path in laid.rglob("*") if path.is_file()}
     assert found == {name: text for name, text in etc.content().items() if name in IN_BACKUP}
     assert (laid / "conf.d").is_dir()
+
+
+def test_recipe_without_pgkeep(debian: Debian, lab_directory: Path) -> None:
+    """Unpacked with tar, the files lie below config, and RESTORE.md says where they belong."""
+    [directory] = (debian.keeper.vault / "main" / "backups").iterdir()
+    recipe = (directory / "RESTORE.md").read_text()
+    data_directory = make_directory(lab_directory / "unpacked")
+    unpack = f"zstdcat {directory}/volume-*.tar.zst | tar -xi -C {data_directory}"
+    subprocess.run(["sh", "-c", unpack], check=True, **server_user().popen_arguments())
+    laid = data_directory / "config" / debian.etc.directory.relative_to("/")
+    assert (laid / "conf.d" / "tuning.conf").read_text() == "work_mem = '7MB'\n"
+    for name in IN_BACKUP:
+        assert f"    {debian.etc.directory}/{name}\n" in recipe
+    assert f"-o '-c config_file={debian.etc.config_file}' -l logfile start" in recipe
+    assert "cp -an /path/to/new/data/config/. /" in recipe
