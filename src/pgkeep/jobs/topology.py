@@ -25,7 +25,7 @@ from pgkeep.pg.replication_sql import (
     subscriptions_script,
     why_not_recreated,
 )
-from pgkeep.pg.replication_state import ReplicationState, Slot, Subscription
+from pgkeep.pg.replication_state import Follower, ReplicationState, Slot, Subscription
 from pgkeep.server.replication_state import subscriptions as list_subscriptions
 from pgkeep.server.topology import (
     Ask,
@@ -34,9 +34,6 @@ from pgkeep.server.topology import (
     disable_subscriptions,
     keeps_wal_without_bound,
 )
-
-OPTIONS = ("restore_replication_state", "recreate_replication_slots", "recreate_subscriptions")
-"""The parameters that this phase acts on, as ``RestoreState.options`` names them."""
 
 Say = Callable[[str], None]
 
@@ -96,9 +93,9 @@ def restore_topology(run: RestoreRun, ask: Ask, *, say: Say, warn: Say) -> str:
         parts += _make_slots(recorded.slots, ask, major=run.state.major, say=say, warn=warn)
     if recorded is not None and _subscriptions_wanted(run.state.options) == "run":
         parts.append(_make_subscriptions(run.state, recorded.subscriptions, ask, warn=warn))
-    if recorded is not None and _is_wanted(run.state.options):
-        for line in _standby_lines(recorded):
-            say(line)
+    if recorded is not None and recorded.followers and not run.state.is_copy:
+        followers = ", ".join(map(_follower_text, recorded.followers))
+        say(f"servers that followed the original must be made anew from this one: {followers}")
     return "; ".join(parts)
 
 
@@ -119,7 +116,8 @@ def _silence(run: RestoreRun, ask: Ask, *, say: Say, warn: Say) -> str:
                 f'subscription "{subscription.name}" of database "{subscription.database}" is detached from the '
                 f'publisher\'s slot "{subscription.slot_name}", which the original may use'
             )
-    if found and _subscriptions_wanted(run.state.options) != "no":
+    # Inside the data directory the scripts go with the state, when the restore is over.
+    if found and _subscriptions_wanted(run.state.options) != "no" and not run.directory.is_inside:
         say(f"how to wake the subscriptions: {run.directory.path / SUBSCRIPTIONS_FILE}")
     return f"{disabled} subscriptions disabled" if disabled else "no subscription was enabled"
 
@@ -156,14 +154,9 @@ def _make_subscriptions(state: RestoreState, recorded: list[Subscription], ask: 
     return f"{made} subscriptions made, disabled"
 
 
-def _standby_lines(recorded: ReplicationState) -> Iterator[str]:
-    followers = [
-        f"{follower.application_name or 'one without a name'}"
-        f" ({', '.join(fact for fact in (follower.client_addr, follower.slot_name and f'slot {follower.slot_name}') if fact)})"  # noqa: E501
-        for follower in recorded.followers
-    ]
-    if followers:
-        yield f"servers that followed the original must be made anew from this one: {', '.join(followers)}"
+def _follower_text(follower: Follower) -> str:
+    facts = [follower.client_addr, f"slot {follower.slot_name}" if follower.slot_name else ""]
+    return f"{follower.application_name or 'one without a name'} ({', '.join(filter(None, facts)) or 'local'})"
 
 
 def _recorded(state: RestoreState) -> ReplicationState | None:
