@@ -201,13 +201,7 @@ REFUSALS: dict[str, tuple[list[str], int, str, str]] = {
         ["--pgdata-dir={data}"],
         8,
         "a server runs in {data}: process {pid}",
-        "stop it first",
-    ),
-    "server that runs, to be overwritten": (
-        ["--pgdata-dir={data}", "--overwrite-existing"],
-        8,
-        "a server runs in {data}: process {pid}",
-        "stop it first",
+        "restore into another directory, or let overwrite_existing stop it and move its files away",
     ),
     "port of the original": (
         ["--port={port}"],

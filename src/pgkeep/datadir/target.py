@@ -117,13 +117,16 @@ class Target:
             return self.data_directory, "/".join((head, *rest))
         raise FormatError(f'item has no place in a data directory: "{path}"')
 
-    def check(self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False) -> None:
+    def check(
+        self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False, may_stop: bool = False
+    ) -> None:
         """
         Refuse the restore here, before anything is touched.
 
         Args:
             sizes: Bytes that will be written beneath each of ``directories``.
             is_overwritten: What stands there will be moved away by the caller: only emptiness is not asked for.
+            may_stop: A server that runs there will be stopped by the caller.
 
         Raises:
             RestoreRefused: A server runs there, something is in the way, or a file system has too little space.
@@ -132,9 +135,10 @@ class Target:
         for directory in self.directories:
             self._check_kind(directory)
         postmaster = running_postmaster(self.data_directory) if self.data_directory.is_dir() else None
-        if postmaster is not None:
+        if postmaster is not None and not may_stop:
             raise RestoreRefused(
-                f"a server runs in {self.data_directory}: process {postmaster.pid}", hint="stop it first"
+                f"a server runs in {self.data_directory}: process {postmaster.pid}",
+                hint="restore into another directory, or let overwrite_existing stop it and move its files away",
             )
         if not is_overwritten:
             self._check_emptiness()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pgkeep.datadir.configured_start import start_as_configured
 from pgkeep.datadir.durable import remove_file
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.datadir.owner import Owner
@@ -18,19 +19,22 @@ from pgkeep.datadir.recovery_files import (
     remove_settings,
     remove_signals,
 )
-from pgkeep.errors import BackupUnusable, RecoveryFailed
+from pgkeep.errors import CheckFailed, RecoveryFailed
 from pgkeep.jobs.archive_service import ArchiveService
+from pgkeep.jobs.fence import Fence
+from pgkeep.jobs.old_server import service_of
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import settings_of_recovery
-from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
+from pgkeep.jobs.replay import ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState, StoredEnd
+from pgkeep.jobs.restored_checks import WantedChecks, check_behind_fence, check_stopped
 from pgkeep.jobs.standby_plan import StandbyState
 from pgkeep.jobs.standby_watch import watch_standby
 from pgkeep.jobs.topology import restore_topology
 from pgkeep.pg.data_directory import RECOVERY_SIGNAL
 from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, fence_settings
+from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, isolation_settings
 from pgkeep.server.connection import Server
 from pgkeep.wire.archive_packets import Operation
 
@@ -72,12 +76,7 @@ class FencedServer:
             log_path=state.log_path,
             config_file=state.outside.own_config_file,
         )
-        self._fence = (
-            fence_settings(major=state.major, socket_directory=str(access.directory))
-            | access.settings()
-            | {name: str(value) for name, value in state.minimums.items()}
-            | WATCHED_LOG
-        )
+        self._fence = Fence(self._instance, access, major=state.major, minimums=state.minimums, say=voice.say)
         self.archive_socket = archive_socket_of(access)
 
     @property
@@ -137,7 +136,7 @@ class FencedServer:
         if state.end is not None:
             end = _end_of(state.end)
             if self._is_through(end) and not state.is_lifting and self._instance.status() is ServerStatus.STOPPED:
-                self._instance.start(self._fence)
+                self._fence.start()
                 self._instance.wait_for({ServerStatus.READY}, timeout_seconds=state.timeout_seconds)
             return end
         end = self._replay() if state.standby is None else self._follow(state.standby)
@@ -157,7 +156,7 @@ class FencedServer:
         if self._instance.status() is ServerStatus.STOPPED:
             settings = settings_of_recovery(self._state, self._state.target, socket=self.archive_socket)
             append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
-            self._instance.start(self._fence)
+            self._fence.start()
         return watch_standby(
             self._instance,
             self._access,
@@ -183,7 +182,7 @@ class FencedServer:
         return f"psql -h {self._access.directory} -p {self._access.port} -U {self._state.superuser}"
 
     def _finish(self, end: ReplayEnd, log: PhaseLog) -> tuple[str, ...]:
-        access, superuser, state = self._access, self._state.superuser, self._state
+        state = self._state
         if state.is_lifting:
             # An earlier process was about to open the server: all that comes before that was done.
             self._lift_fence()
@@ -198,7 +197,7 @@ class FencedServer:
                 log.done(self._restore_topology() if self._is_through(end) else "waits for the promotion")
                 if self._is_through(end):
                     self._run.record(phases_done=5)
-            databases = _ask_every_database(access, superuser)
+            databases = self._check(is_through=self._is_through(end))
             if not self._is_through(end):
                 log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
                 self._voice.say(f"to look: {self._way_in}")
@@ -210,22 +209,65 @@ class FencedServer:
         log.done(f"every database answers ({len(databases)})" if databases else "the server runs as it is configured")
         return databases
 
+    def _check(self, *, is_through: bool) -> tuple[str, ...]:
+        """Check the cluster, and return its databases; one that is not as it should be stays behind the fence."""
+        state, voice = self._state, self._voice
+        # What was asked for beyond that may take hours, and proves nothing of a server that is to replay more.
+        wanted = WantedChecks.of_options(state.options) if is_through else WantedChecks()
+        try:
+            names = check_behind_fence(
+                self._ask,
+                wanted,
+                owner_uid=self._owner.uid,
+                left_out=state.left_out,
+                libraries=state.libraries,
+                say=voice.say,
+                warn=voice.warn,
+            )
+            if wanted.checksums:
+                self._instance.stop(timeout_seconds=self._patience)
+                bin_directory = Path(state.bin_directory)
+                check_stopped(state.directory, wanted, bin_directory=bin_directory, say=voice.say, warn=voice.warn)
+        except CheckFailed:
+            # Whoever starts it by other means shall not open what is damaged.
+            settings = settings_of_recovery(state, state.target, socket=None)
+            settings |= isolation_settings(major=state.major)
+            append_settings(state.directory, settings, owner=state.owner_of_files)
+            raise
+        return names
+
+    def _ask(self, database: str) -> Server:
+        return open_private(self._access, superuser=self._state.superuser, dbname=database)
+
+    @property
+    def _patience(self) -> float:
+        """How long a stop or a start may take: a checkpoint of all that was replayed is not to be lost here."""
+        return max(300, self._state.timeout_seconds) if self._state.timeout_seconds else 7 * 86400
+
     def _restore_topology(self) -> str:
         if self._state.standby is not None:
             return "a standby: slots and subscriptions are its primary's"
 
-        def ask(database: str) -> Server:
-            return open_private(self._access, superuser=self._state.superuser, dbname=database)
-
-        return restore_topology(self._run, ask, say=self._voice.say, warn=self._voice.warn)
+        return restore_topology(self._run, self._ask, say=self._voice.say, warn=self._voice.warn)
 
     def _attempt(self, target: RecoveryTarget) -> ReplayEnd:
+        while True:
+            try:
+                return self._attempt_once(target)
+            except ReplayOverdue:
+                raise
+            except RecoveryFailed:
+                if not self._fence.is_too_small():
+                    raise
+                self._instance.stop()
+
+    def _attempt_once(self, target: RecoveryTarget) -> ReplayEnd:
         if self._instance.status() is ServerStatus.STOPPED:
             if self._is_recovering:
                 # What stands there may be for another target, or for a socket that is gone.
                 settings = settings_of_recovery(self._state, target, socket=self.archive_socket)
                 append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
-            self._instance.start(self._fence)
+            self._fence.start()
         return watch_replay(
             self._instance,
             self._access,
@@ -316,21 +358,22 @@ class FencedServer:
     def _lift_fence(self) -> None:
         """Stop the server, take the recovery settings out, and start it as its own configuration says."""
         state = self._state
-        # A checkpoint of all that was replayed may take its time: nobody who waits for hours wants to lose it here.
-        timeout = max(300, state.timeout_seconds) if state.timeout_seconds else 7 * 86400
         postmaster = running_postmaster(state.directory)
         if postmaster is None or postmaster.socket_directory == state.access:
-            self._instance.stop(timeout_seconds=timeout)
+            self._instance.stop(timeout_seconds=self._patience)
             settings = settings_of_recovery(state, state.target, socket=self.archive_socket)
+            settings |= isolation_settings(major=state.major)
             remove_settings(state.directory, settings, owner=self._owner)
             if state.standby is None:
                 remove_signals(state.directory)
             remove_file(state.wal_plan_path)
             append_settings(state.directory, state.lasting, owner=self._owner)
             # Its own configuration from here on; what lasts is in postgresql.auto.conf.
-            self._instance.start({}, is_final=True)
+            start_as_configured(
+                self._instance, service_of(state), timeout_seconds=self._patience, warn=self._voice.warn
+            )
         # A standby that lets nobody in, by hot_standby = off, is never ready.
-        self._instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=timeout)
+        self._instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=self._patience)
 
 
 def _stored(end: ReplayEnd) -> StoredEnd:
@@ -356,21 +399,3 @@ def _end_of(stored: StoredEnd) -> ReplayEnd:
 def archive_socket_of(access: PrivateAccess) -> Path:
     """Return where pgkeep answers the restore_command of the server behind *access*."""
     return access.directory / "archive" / "socket"
-
-
-def _database_names(access: PrivateAccess, superuser: str) -> list[str]:
-    with open_private(access, superuser=superuser) as server:
-        # A connection limit of -2 marks what an interrupted DROP DATABASE left: nobody can connect to it.
-        rows = server.rows(
-            'SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname COLLATE "C"'
-        )
-    return [name for (name,) in rows]
-
-
-def _ask_every_database(access: PrivateAccess, superuser: str) -> tuple[str, ...]:
-    names = _database_names(access, superuser)
-    for name in names:
-        with open_private(access, superuser=superuser, dbname=name) as server:
-            if not server.value("SELECT count(*) FROM pg_class"):
-                raise BackupUnusable(f"database {name} has an empty catalog")
-    return tuple(names)

@@ -66,6 +66,9 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         replication=_replication(prepared),
         is_copy=request.is_elsewhere,
         private_wal=str(request.private_wal or ""),
+        server=prepared.service.as_dict(),
+        left_out=list(base.details.get("left_out", ())),
+        libraries=dict(base.libraries),
         standby=request.standby.state if request.standby is not None else None,
         outside=outside_state(base, is_in_place=not request.is_copy, may_replace=request.overwrite_existing),
     )

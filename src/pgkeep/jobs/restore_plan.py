@@ -5,16 +5,21 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgkeep.datadir.owner import owner_of_restored_files
 from pgkeep.datadir.postmaster import read_control_file
+from pgkeep.datadir.service import Service, ServiceKind
+from pgkeep.datadir.service_search import find_service
+from pgkeep.datadir.supervisor import find_supervisor
 from pgkeep.datadir.target import Target
 from pgkeep.errors import PgkeepError, RestoreRefused
 from pgkeep.jobs.original_cluster import OriginalCluster
 from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.restored_checks import WantedChecks
 from pgkeep.jobs.set_aside import Aside, directories_in_the_way, set_aside
+from pgkeep.jobs.topology import plan_line
 from pgkeep.pg.data_directory import CONTROL_FILE
 
 
@@ -29,6 +34,7 @@ class PreparedRestore:
         aside: What would be moved away.
         wiped: What would be removed instead.
         lasting: For ``postgresql.auto.conf``, also when recovery is over.
+        service: What runs the server of the data directory.
     """
 
     request: RestoreRequest
@@ -36,6 +42,7 @@ class PreparedRestore:
     aside: Sequence[Aside]
     wiped: Sequence[Path] = ()
     lasting: dict[str, str]
+    service: Service = field(default_factory=Service)
 
     def lines(self) -> Iterator[str]:
         """Yield the plan for people."""
@@ -47,6 +54,8 @@ class PreparedRestore:
         yield f"files: {request.tail.files}, {request.tail.bytes} bytes, into {request.data_directory}"
         for oid, directory in self.target.outside.items():
             yield f"tablespace {oid}: into {directory}"
+        if self.service.was_running:
+            yield f"stopped first: the server in {request.data_directory}, {self.service}"
         for aside in self.aside:
             yield f"moved away first: {aside}"
         for path in self.wiped:
@@ -57,8 +66,12 @@ class PreparedRestore:
             yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
         yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
         yield f"programs: {request.toolbox or f'none of PostgreSQL {request.major} on this host'}"
-        yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"
+        service = f" by {self.service}" if self.service.kind is not ServiceKind.NONE else ""
+        left = f"started behind a fence, checked, left running{service}"
+        yield f"server: {left if request.start else 'not started'}"
         yield from self._archiving_lines()
+        if line := plan_line(recovery.replication or base.replication, request.options):
+            yield line
         for tablespace in recovery.later_tablespaces:
             yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}"
         for note in recovery.notes:
@@ -92,15 +105,22 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         tablespaces=_tablespace_places(request),
         owner=owner,
     )
+    service = _service(request)
     if request.unfinished is not None and request.unfinished.phases_done > 1:
         # The files are there; what is left needs the state alone.
-        return PreparedRestore(request=request, target=target, aside=(), lasting={})
+        return PreparedRestore(request=request, target=target, aside=(), lasting={}, service=service)
+    owner_uid = owner.uid if owner is not None else os.geteuid()
+    WantedChecks.of_options(request.options).check(toolbox=request.toolbox, owner_uid=owner_uid)
     later = check_later_tablespaces(request, target)
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
         check_clear_of(original, target)
     aside, wiped = _cleared(request, target, later, now)
-    target.check(sizes=_sizes(request, target), is_overwritten=bool(aside or wiped))
+    target.check(
+        sizes=_sizes(request, target),
+        is_overwritten=bool(aside or wiped),
+        may_stop=request.overwrite_existing,
+    )
     if original is not None and request.start:
         _check_port(original, request)
     lasting: dict[str, str] = {}
@@ -109,7 +129,26 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         lasting["archive_mode"] = "off"
     if request.port:
         lasting["port"] = str(request.port)
-    return PreparedRestore(request=request, target=target, aside=aside, wiped=wiped, lasting=lasting)
+    return PreparedRestore(request=request, target=target, aside=aside, wiped=wiped, lasting=lasting, service=service)
+
+
+def _service(request: RestoreRequest) -> Service:
+    """
+    Return what runs the server of the target; for an unfinished restore, what ran it when that began.
+
+    Raises:
+        RestoreRefused: A program minds the cluster that would undo the restore, or be misled by it.
+    """
+    unfinished = request.unfinished
+    is_known = unfinished is not None and bool(unfinished.server)
+    service = Service.from_dict(unfinished.server) if is_known and unfinished else find_service(request.data_directory)
+    supervisor = find_supervisor(request.data_directory, service)
+    if supervisor is not None:
+        raise RestoreRefused(
+            f"{request.data_directory} is in the hands of {supervisor.name}: {supervisor.evidence}",
+            hint=supervisor.hint,
+        )
+    return service
 
 
 def _cleared(

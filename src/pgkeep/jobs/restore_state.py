@@ -99,7 +99,9 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         replication: What the cluster was to other servers, as a backup recorded it; empty where none did.
         is_copy: Whether the original may live on: this goes to another directory or another host.
         subscriptions: Those that phase 5 found, as they were then.
-        server: How the server is run on this host.
+        server: How the server is run on this host, as ``Service`` has it.
+        left_out: OIDs of tablespaces that the backup does not hold on purpose.
+        libraries: Versions of what sorted text where the backup was made.
         audit_file: Path of the audit file; empty when there is none.
         private_wal: Directory of WAL that goes when nobody needs it any more; empty when the vault has it.
         standby: What the server follows when it is to be a standby; None for one that is promoted.
@@ -154,6 +156,8 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     is_copy: bool = False
     subscriptions: list[dict[str, Any]] = []
     server: dict[str, Any] = {}
+    left_out: list[int] = []
+    libraries: dict[str, str] = {}
     audit_file: str = ""
     private_wal: str = ""
     standby: StandbyState | None = None

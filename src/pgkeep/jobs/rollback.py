@@ -11,14 +11,14 @@ import os
 import shutil
 from pathlib import Path
 
-from pgkeep.datadir.instance import PRIVATE_PREFIX, Instance, ServerStatus
+from pgkeep.datadir.instance import PRIVATE_PREFIX, Instance
 from pgkeep.datadir.postmaster import read_control_file, running_postmaster
-from pgkeep.datadir.service import Service, ServiceKind, start_server
 from pgkeep.datadir.target import MARKER
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.clear_away import give_back, remove_contents
 from pgkeep.jobs.finish import known_restore
+from pgkeep.jobs.old_server import start_old_server
 from pgkeep.jobs.own_configuration import take_back_outside
 from pgkeep.jobs.phase_log import PHASES
 from pgkeep.jobs.private_wal import remove_private_wal
@@ -61,7 +61,7 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
         take_back_outside(state.outside, restore_id=state.restore_id, say=audit.say)
         for aside in state.moved:
             audit.say(f"put back {aside.path}")
-        _start_as_before(state, audit)
+        start_old_server(state, say=audit.say, warn=audit.warn)
         for place in map(_discarded_name, _renamed(state)):
             shutil.rmtree(place, ignore_errors=True)
         if state.private_wal:
@@ -150,18 +150,3 @@ def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
                 path.rmdir()
     for place in state.places.values():
         (place / MARKER).unlink(missing_ok=True)
-
-
-def _start_as_before(state: RestoreState, audit: AuditFile) -> None:
-    """Start the server that ran before the restore, by the means by which it ran."""
-    service = Service.from_dict(state.server) if state.server else Service()
-    if not service.was_running or running_postmaster(state.directory) is not None:
-        return
-    timeout = max(300, state.timeout_seconds)
-    if service.kind is ServiceKind.NONE:
-        instance = Instance(state.directory, bin_directory=Path(state.bin_directory), log_path=state.log_path)
-        instance.start({}, is_final=True)
-        instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=timeout)
-    else:
-        start_server(service, state.directory, timeout_seconds=timeout)
-    audit.say(f"the server of {state.directory} runs as before")

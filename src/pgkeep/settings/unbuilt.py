@@ -8,10 +8,6 @@ NOT_BUILT = frozenset(
         "large_table_threshold",
         "parallel_tables",
         "pitr_block_summary_days",
-        "post_restore_sql",
-        "post_restore_sql_timeout",
-        "verify_amcheck_after",
-        "verify_checksum_after",
         "wal_segment_overlap",
     }
 )
