@@ -160,7 +160,8 @@ def test_a_standby_and_its_primary_know_each_other(logical: Cluster, lab_directo
     primary.sql("SELECT pg_create_physical_replication_slot('standby_1', true)")
     with primary.create_standby(lab_directory / "standby") as standby:
         conninfo = primary.conninfo(tcp=True, application_name="walreceiver_1", password=SECRET)
-        standby.configure({"primary_conninfo": conninfo, "primary_slot_name": "standby_1"})
+        command = f"KEY={SECRET} /usr/bin/false --key={SECRET} %f %p"
+        standby.configure({"primary_conninfo": conninfo, "primary_slot_name": "standby_1", "restore_command": command})
         auto = standby.data_directory / "postgresql.auto.conf"
         auto.write_text("")
         standby.start()
@@ -186,6 +187,7 @@ def test_a_standby_and_its_primary_know_each_other(logical: Cluster, lab_directo
         assert (role.host, role.port, role.word) == ("127.0.0.1", standby.port, "standby")
         assert role.signal_files == ["standby.signal"]
         assert role.settings["primary_slot_name"] == "standby_1"
+        assert role.settings["restore_command"] == "/usr/bin/false"
         assert "application_name=walreceiver_1" in role.settings["primary_conninfo"]
         assert role.has_password
         assert SECRET not in msgspec.json.encode(state).decode()

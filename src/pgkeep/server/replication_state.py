@@ -146,6 +146,9 @@ def _role(server: Server, warn: Warn) -> ServerRole:
     if is_standby and "primary_conninfo" not in found:
         warn("primary_conninfo is not recorded: the role may not read it; " + _RIGHTS_HINT)
     settings = {name: value for name, value in found.items() if value}
+    if "restore_command" in settings:
+        # A command may hold a key of somebody's store: only its program is named.
+        settings["restore_command"] = _program_of(settings["restore_command"])
     has_password = False
     if settings.get("primary_conninfo"):
         settings["primary_conninfo"], has_password = _masked(settings["primary_conninfo"], "primary_conninfo", warn)
@@ -241,6 +244,11 @@ def _masked(conninfo: str, what: str, warn: Warn) -> tuple[str, bool]:
         # Nobody knows which part of it would be a password.
         warn(f"{what} is recorded without its connection string, which cannot be read")
         return "", True
+
+
+def _program_of(command: str) -> str:
+    """Return the first word of *command* that sets no variable."""
+    return next((word for word in command.split() if "=" not in word), "")
 
 
 def _iso(moment: dt.datetime) -> str:
