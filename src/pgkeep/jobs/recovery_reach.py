@@ -93,32 +93,46 @@ def segment_size(base: RecordHead) -> int:
 
 def check_bounds(span: Span, target: RecoveryTarget, *, now: dt.datetime) -> None:
     """
-    Refuse what the names of the segments, and the times of their arrival, show to be out of reach.
+    Refuse what no WAL that is held can bring.
 
     Raises:
         NeededWalMissing: The backup cannot become consistent.
-        RestoreRefused: The target is out of reach.
+        RestoreRefused: The target has not happened yet.
     """
     _check_needed(span)
-    to_the_end = "leave the target out to recover to the end of the WAL held"
-    latest = f"the latest reachable moment is {_text(span.reach)}; {to_the_end}"
     if target.kind is TargetKind.TIME and target.time > now:
-        raise RestoreRefused(f"target time {_text(target.time)} is in the future", hint=latest)
-    if target.kind is TargetKind.TIME and target.time > span.reach:
-        raise RestoreRefused(
-            f"target time {_text(target.time)} is beyond {span.words}, whose newest segment was archived at "
-            f"{span.reach.isoformat(sep=' ', timespec='seconds')}",
-            hint=latest,
-        )
+        raise RestoreRefused(f"target time {_text(target.time)} is in the future", hint=_latest(span))
 
 
-def check_lsn(span: Span, target: RecoveryTarget) -> None:
-    """Refuse an LSN that is beyond the names of the segments: for who cannot look into them; raises RestoreRefused."""
+def check_names(span: Span, target: RecoveryTarget) -> None:
+    """
+    Refuse what is beyond the WAL by the names of the segments and the times of their arrival.
+
+    It is for who cannot look into them; RestoreRefused is raised.
+    """
     if target.kind is TargetKind.LSN and target.lsn > span.end:
         raise RestoreRefused(
             f"target LSN {target.lsn} is beyond {span.words}, which ends at {span.end}",
             hint="leave the target out to recover to the end of the WAL held",
         )
+    if target.kind is TargetKind.TIME and target.time > span.reach:
+        raise _beyond(span, target, hint=_latest(span))
+
+
+def _beyond(span: Span, target: RecoveryTarget, *, hint: str) -> RestoreRefused:
+    return RestoreRefused(
+        f"target time {_text(target.time)} is beyond {span.words}, whose newest segment was archived at "
+        f"{span.reach.isoformat(sep=' ', timespec='seconds')}",
+        hint=hint,
+    )
+
+
+def _latest(span: Span) -> str:
+    if span.has_hole:
+        # There the end is refused, and a time needs a commit behind it.
+        return f"WAL is missing from {span.end} on: only a moment before that can be reached"
+    to_the_end = "leave the target out to recover to the end of the WAL held"
+    return f"the latest reachable moment is {_text(span.reach)}; {to_the_end}"
 
 
 def _check_needed(span: Span) -> None:
@@ -194,12 +208,12 @@ def find_stop(span: Span, target: RecoveryTarget, times_of: Times) -> Stop:
 def _stop_at_time(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn | None:
     found = times.find_time(target.time, inclusive=target.inclusive, proved_until=span.reach)
     if found.stop is None and span.has_hole:
-        raise RestoreRefused(
-            f"target time {_text(target.time)} is beyond {span.words}, which ends at {span.end}: "
-            f"{_last_commit(found.before)}",
-            hint="leave out what is missing: a time up to that commit can be reached",
-        )
-    if found.stop is None and found.place is TimePlace.AFTER_LAST:
+        # A server stops at a time only when a later commit comes.
+        hint = f"{_last_commit(found.before)}; to recover to where WAL is missing: --target-lsn={times.last_record()}"
+        raise _beyond(span, target, hint=hint)
+    if found.place is TimePlace.BEYOND:
+        raise _beyond(span, target, hint=_latest(span))
+    if found.stop is None:
         last = f", which was at {_text(found.before.time)}" if found.before is not None else ""
         notes.append(f"the target time is after the last commit held{last}: replay goes to the end of the WAL")
     return found.stop.lsn if found.stop is not None else None
