@@ -18,7 +18,7 @@ from tests.lab.ledger import Ledger, Mark, digest
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
 from tests.restore.etc import Etc
-from tests.restore.keeper import Keeper, Outcome, Restored
+from tests.restore.keeper import PGKEEP, Keeper, Outcome, Restored, environment
 from tests.restore.test_files import make_directory
 from tests.restore.unfinished import call
 
@@ -203,3 +203,30 @@ def test_recipe_without_pgkeep(debian: Debian, lab_directory: Path) -> None:
         assert f"    {debian.etc.directory}/{name}\n" in recipe
     assert f"-o '-c config_file={debian.etc.config_file}' -l logfile start" in recipe
     assert "cp -an /path/to/new/data/config/. /" in recipe
+
+
+def test_role_that_reads_no_files(make_keeper: MakeKeeper, lab_directory: Path) -> None:
+    """Over the stream a role without the right to read files gets a warning for what is outside, and none otherwise."""
+    keeper = make_keeper()
+    cluster = keeper.cluster
+    cluster.sql("CREATE ROLE backup LOGIN")
+    words = [str(PGKEEP), "grants", "backup", f"--major={cluster.major}", "--mode=pitr", "--transport=stream"]
+    with cluster.connect() as connection:
+        connection.execute(server_user().run(words, env=environment()).stdout.encode())
+    assert keeper.backup("full", "stream", user="backup").warnings == []
+    cluster.stop()
+    etc = Etc(cluster, lab_directory / "etc" / "main")
+    etc.start()
+    outcome = keeper.backup("full", "stream", user="backup")
+    advice = "grant pg_read_server_files and pg_read_binary_file, or use transport=local"
+    refused = (
+        f"PostgreSQL at {cluster.socket_directory}:{cluster.port} as backup refused: permission denied for function"
+    )
+    assert outcome.warnings == [
+        f"not in the backup: configuration file {etc.directory}/{name}: {refused} pg_stat_file: {advice}"
+        for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")
+    ]
+    cluster.sql("GRANT pg_read_server_files TO backup")
+    functions = "pg_read_binary_file(text), pg_stat_file(text, boolean), pg_ls_dir(text)"
+    cluster.sql(f"GRANT EXECUTE ON FUNCTION {functions} TO backup")
+    assert keeper.backup("full", "stream", user="backup").warnings == []
