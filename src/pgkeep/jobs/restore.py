@@ -100,6 +100,7 @@ def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None 
             link_wal(run.state)
             files, size = laid.files, laid.bytes
             run.record(**_learned(prepared, run.state), phases_done=2)
+            stage_scripts(run)
             log.done(f"{size_text(size)} restored in {files} files")
         end, databases = run_phases(run, voice, is_started=request.start)
     if end is not None and end.is_promoted:
