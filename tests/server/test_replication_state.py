@@ -258,3 +258,19 @@ def test_copies_of_failover_slots_are_the_primarys(logical: Cluster, lab_directo
     assert "SELECT lsn" not in script
     script = slots_script(ReplicationState(major=logical.major, slots=[own]))
     assert "pg_create_logical_replication_slot('orders', 'pgoutput', false, false, true)" in script
+
+
+def test_names_that_are_not_utf_8_cost_only_themselves(make_cluster: MakeCluster) -> None:
+    """A database of no encoding may hold any bytes: what cannot be told is a warning, and the slots are there."""
+    cluster = make_cluster(settings={"wal_level": "logical"}, initdb_options=["--encoding=SQL_ASCII"])
+    cluster.sql("SELECT pg_create_physical_replication_slot('standby_1')")
+    cluster.sql("CREATE PUBLICATION fine", dbname="template1")
+    with cluster.connect(client_encoding="SQL_ASCII") as session:
+        session.execute(b'CREATE PUBLICATION "b\xe4d"')
+    warnings: list[str] = []
+    state = state_of(cluster, warnings=warnings)
+    assert [slot.slot_name for slot in state.slots] == ["standby_1"]
+    assert [(one.name, one.database) for one in state.publications] == [("fine", "template1")]
+    [warning] = warnings
+    assert warning.startswith('publications of database "postgres" are not recorded: ')
+    assert "invalid byte sequence" in warning
