@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.bacula.scene import run_pgkeep
 from tests.lab.cluster import Cluster, free_port
 from tests.lab.server_user import server_user
 from tests.scenarios.conftest import DOORS, Story, open_door
-from tests.scenarios.doors import Attempt, Door
+from tests.scenarios.doors import Attempt, Door, ShellDoor
 from tests.scenarios.test_table import PHASES
 
 pytestmark = pytest.mark.bacula
@@ -120,3 +122,32 @@ def test_a_tablespace_made_since_the_backup(major: int, name: str) -> None:
         early = door.restore(options | {"pgdata_dir": f"{door.directory}/early", "target_lsn": mark.lsn}).must()
         early.restored.assert_is_at(mark)
         assert door.cluster.value("SELECT sum(n) FROM in_late") == 3000 * 3001 // 2
+
+
+def test_the_last_minutes_by_hand(door: Door) -> None:
+    """A moment that only the old pg_wal has is reached in a copy, as the cookbook says: pushed, or laid into pg_wal."""
+    door.backup("Full")
+    door.ledger.transfer(5)
+    door.backup("Incremental")
+    door.ledger.transfer(5)
+    late = door.ledger.mark("late")
+    door.cluster.stop()
+    old_wal = door.cluster.data_directory / "pg_wal"
+    names = sorted(path.name for path in old_wal.iterdir() if len(path.name) == 24)
+    copy = {"pgdata_dir": f"{door.directory}/copy", "port": str(free_port())}
+    if isinstance(door, ShellDoor):
+        for name in names:
+            push = [f"--vault={door.directory}/vault", "--cluster=main", str(old_wal / name)]
+            assert run_pgkeep("archive-push", *push).status == 0
+        attempt = door.restore(copy | {"target_lsn": late.lsn, "start_postgresql_after_restore": "yes"}).must()
+    else:
+        attempt = door.restore(copy).must()
+        restored = attempt.restored.data_directory
+        for name in names:
+            shutil.copy(old_wal / name, restored / "pg_wal")
+            server_user().own(restored / "pg_wal" / name)
+        with (restored / "postgresql.auto.conf").open("a") as file:
+            file.write(f"recovery_target_lsn = '{late.lsn}'\n")
+        attempt.restored.start()
+        attempt.restored.wait_until_promoted()
+    attempt.restored.assert_is_at(late)
