@@ -160,7 +160,8 @@ def test_wal_up_to_the_last_whole_segment(pair: Pair) -> None:
     pair.primary.switch_wal()
     second = ledger.mark("second")
     pair.catch_up()
-    outcome = pair.backup("incremental", pair.at(pair.standby))
+    by_name = f"localhost:{pair.standby.port}"
+    outcome = pair.backup("incremental", by_name)
     assert (outcome.status, outcome.warnings) == (0, [])
     end = outcome.report["wal_stop"]
     said = f"a standby cannot end a segment: WAL is carried up to {end}, the next backup carries the rest"
@@ -170,6 +171,14 @@ def test_wal_up_to_the_last_whole_segment(pair: Pair) -> None:
     pair.catch_up()
     assert pair.backup("incremental", pair.at(pair.standby)).status == 0
     pair.keeper.restore().assert_is_at(second)
+    dump = [
+        "--mode=dump",
+        "--level=full",
+        f"--bin-dir={pair.primary.installation.bin_dir}",
+        f"--standby-host={by_name}",
+    ]
+    outcome = pair.keeper.must("backup", *dump, *pair.keeper.server_options())
+    assert f"backup from the standby at {by_name} as {SUPERUSER}" in outcome.lines
 
 
 def test_moment_that_a_standby_has_not_seen() -> None:
