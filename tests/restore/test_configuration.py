@@ -19,7 +19,7 @@ from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
 from tests.restore.etc import Etc
 from tests.restore.keeper import PGKEEP, Keeper, Outcome, Restored, environment
-from tests.restore.test_files import make_directory
+from tests.restore.test_files import make_directory, oid_of, rows
 from tests.restore.unfinished import call
 
 IN_BACKUP = {
@@ -188,6 +188,40 @@ def test_copy_gets_it_beside(make_keeper: MakeKeeper, lab_directory: Path, trans
     found = {str(path.relative_to(laid)): path.read_text() for path in laid.rglob("*") if path.is_file()}
     assert found == {name: text for name, text in etc.content().items() if name in IN_BACKUP}
     assert (laid / "conf.d").is_dir()
+
+
+def test_new_host_with_other_paths(debian: Debian, lab_directory: Path) -> None:
+    """Nothing of the original is left, and all goes elsewhere; its configuration is taken over by hand, as we say."""
+    cluster = debian.keeper.cluster
+    debian.etc.start()
+    places = {name: make_directory(lab_directory / name) for name in ("fast", "slow")}
+    for name, place in places.items():
+        cluster.sql(f"CREATE TABLESPACE {name} LOCATION '{place}'")
+        cluster.sql(f"CREATE TABLE in_{name} TABLESPACE {name} AS SELECT generate_series(1, 3000) AS n")
+    oid = oid_of(cluster, "slow")
+    debian.keeper.backup("full", "stream")
+    expected = rows(cluster)
+    cluster.stop()
+    for path in (debian.data_directory, debian.etc.directory, *places.values()):
+        lose(path)
+    new = make_directory(lab_directory / "srv")
+    restored = debian.keeper.restore(f"--tablespace-map=fast:{new}/fast,{oid}:{new}/slow", to="srv/main")
+    restored.stop()
+    # As docs/restore/configuration.md has it.
+    laid = restored.data_directory / "pgkeep.configuration" / debian.etc.directory.relative_to("/")
+    for name in ("pg_hba.conf", "postgresql.conf"):
+        shutil.copy(laid / name, restored.data_directory / name)
+    own = restored.data_directory
+    with (own / "postgresql.conf").open("a") as file:
+        file.write(f"data_directory = '{own}'\nhba_file = '{own}/pg_hba.conf'\nident_file = '{own}/pg_ident.conf'\n")
+    text = (own / "postgresql.conf").read_text().replace("include_dir 'conf.d'", "")
+    (own / "postgresql.conf").write_text(text)
+    (own / "people").write_text("ann\n")
+    shutil.rmtree(own / "pgkeep.configuration")
+    restored.start()
+    assert restored.digests() == expected
+    assert restored.value(f"SELECT pg_tablespace_location({oid})") == f"{new}/slow"
+    assert not debian.etc.directory.exists()
 
 
 def test_recipe_without_pgkeep(debian: Debian, lab_directory: Path) -> None:
