@@ -126,6 +126,7 @@ def test_a_restored_subscriber_leaves_its_publisher_alone(publisher: Watched, su
     script = (directory / SUBSCRIPTIONS).read_text()
     assert "--   ALTER SUBSCRIPTION \"items\" SET (slot_name = 'items');\n" in script
     assert SECRET not in (directory / "state.json").read_text()
+    assert SECRET not in "".join([*lines, restored.log_text()])
     run_script(restored, directory / SLOTS)
     run_script(restored, directory / SUBSCRIPTIONS)
     assert subscriptions_of(restored) == [("items", False, None)]
