@@ -306,3 +306,16 @@ def test_a_segment_that_is_not_complete(archive: WalArchive) -> None:
             assert commits.count == number
             end = Lsn(writer.position)
             assert times.end() == (end, f"WAL ends at {end}: zeros follow from {end} on")
+
+
+def test_a_long_look_is_told(archive: WalArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads many segments says where it is, and who finds their indexes says nothing."""
+    put(archive, day())
+    monkeypatch.setattr("pgkeep.vault.wal_index._TELL_SECONDS", 0.0)
+    said: list[str] = []
+    names = [f"00000001000000000000000{number}" for number in (3, 4, 5)]
+    for expected in ([f"looking into the WAL, which is done once: at {name}" for name in names], []):
+        said.clear()
+        with WalIndex(archive, tell=said.append) as index:
+            assert WalTimes(index, ONLY, start=Lsn(3 * MIB)).commits() is not None
+        assert said == expected

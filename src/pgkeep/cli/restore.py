@@ -80,7 +80,7 @@ def _restore_cluster(
     )
     place = settings.text("pgdata_dir") or (physical[-1].data_directory if physical else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
-    with WalView(cluster.archive) as view:
+    with WalView(cluster.archive, tell=audit.say) as view:
         if settings.flag("overwrite_existing") and unfinished is None and standby is None:
             is_dry = settings.flag("dry_run_restore")
             archive_old_wal(

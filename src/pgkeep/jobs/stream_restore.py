@@ -195,7 +195,7 @@ class ClusterStream:
         """
         prepared = self._prepared
         request, recovery = prepared.request, prepared.request.recovery
-        with WalView(self._wal.archive) as view:
+        with WalView(self._wal.archive, tell=request.say) as view:
             found = with_wal_content(recovery, view, view.times)
         check_later_tablespaces(replace(request, recovery=found), prepared.target)
         for note in found.notes[len(recovery.notes) :]:

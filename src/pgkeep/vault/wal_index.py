@@ -20,8 +20,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import msgspec
@@ -44,6 +45,7 @@ _MAX_FILE_BYTES = 64 << 20
 # Files of indexes in memory at once, and new indexes before they are written.
 _OPEN_FILES = 4
 _UNWRITTEN_LINES = 64
+_TELL_SECONDS = 10.0
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -90,10 +92,13 @@ class WalIndex:
 
     Args:
         archive: Whose segments.
+        tell: Takes a line now and then while segments are read, so that nobody takes it for a hang.
     """
 
-    def __init__(self, archive: WalArchive) -> None:
+    def __init__(self, archive: WalArchive, *, tell: Callable[[str], None] | None = None) -> None:
         self.archive = archive
+        self._tell = tell
+        self._next_line = time.monotonic() + _TELL_SECONDS
         self._directory = archive.root.parent / INDEX_DIRECTORY
         self._files: OrderedDict[str, _Lines] = OrderedDict()
         self._lock = threading.RLock()
@@ -157,6 +162,9 @@ class WalIndex:
     def _read(
         self, segment: WalSegment, name: str, *, begin: Lsn | None = None, end: Lsn | None = None
     ) -> SegmentIndex:
+        if self._tell is not None and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _TELL_SECONDS
+            self._tell(f"looking into the WAL, which is done once: at {name}")
         with _archive_errors(name):
             return index_segment(segment, self._pieces(name), begin=begin, end=end)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pgkeep.errors import FormatError
 from pgkeep.pg.lsn import Lsn, Timeline
@@ -17,11 +17,17 @@ from pgkeep.vault.wal_times import WalTimes
 
 
 class WalView:
-    """What the archive says about timelines, ends, names and content. Leave it, so that what was read is kept."""
+    """
+    What the archive says about timelines, ends, names and content. Leave it, so that what was read is kept.
 
-    def __init__(self, archive: WalArchive) -> None:
+    Args:
+        archive: Of the cluster.
+        tell: As for ``WalIndex``.
+    """
+
+    def __init__(self, archive: WalArchive, *, tell: Callable[[str], None] | None = None) -> None:
         self._archive = archive
-        self._index = WalIndex(archive)
+        self._index = WalIndex(archive, tell=tell)
 
     def __enter__(self) -> WalView:
         return self
