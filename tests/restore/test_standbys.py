@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from tests.lab.cluster import SUPERUSER, wait_for
+import signal
+
+from tests.lab.cluster import SUPERUSER, free_port, wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper, Outcome, Restored
 from tests.restore.unfinished import call
+from tests.survive.job import Job
 
 
 def conninfo(primary: Restored) -> str:
@@ -142,3 +145,42 @@ def test_no_password_where_others_read(make_keeper: MakeKeeper) -> None:
         2,
         "error: restore_as_standby needs primary_conninfo: no backup knows the primary",
     )
+
+
+STATE = r"state\.json"
+STEPS = [
+    (1, "os.rename", r"standby\.signal"),
+    (1, "subprocess.Popen", "/postgres', '-D'"),
+    (3, "os.rename", STATE),
+    (3, "os.rename", STATE),
+    (3, "os.rename", STATE),
+    (1, "os.rename", r"/postgresql\.auto\.conf"),
+    (1, "subprocess.Popen", "/postgres', '-D'"),
+    (3, "os.rename", STATE),
+]
+"""The moment before each step of phases 3 to 6; every run begins where the last one was killed."""
+
+
+def test_killed_at_every_step(make_keeper: MakeKeeper) -> None:
+    """A standby to be that is killed in phases 3 to 6 goes on when it is run again, and follows its primary."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    ledger.transfer(5)
+    keeper.wait_until_archived()
+    primary = Restored(keeper.cluster.installation, keeper.cluster.data_directory, 0, Outcome(0, "", []))
+    standby = Restored(keeper.cluster.installation, keeper.directory / "standby", free_port(), Outcome(0, "", []))
+    keeper.restored.append(standby)
+    arguments = [
+        *("--restore-as-standby", f"--primary-conninfo={conninfo(primary)}", "--start"),
+        *(f"--pgdata-dir={standby.data_directory}", f"--port={standby.port}"),
+        f"--bin-dir={keeper.cluster.installation.bin_dir}",
+    ]
+    for point in STEPS:
+        with Job(keeper, "restore", *arguments, at=("KILL", *point)) as job:
+            outcome = job.end()
+        standby.guard()
+        assert outcome.status == -signal.SIGKILL, f"{point} was not reached\n" + "\n".join(outcome.lines)
+    assert any("PHASE 6/6" in line for line in keeper.must("restore", *arguments).lines)
+    standby.guard()
+    assert_follows(standby, primary)
