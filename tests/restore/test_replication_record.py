@@ -71,6 +71,8 @@ def test_every_kind_of_backup_records_it(tracked: Keeper, mode: str, level: str,
     assert SECRET not in json.dumps(record)
     assert "pg_create_physical_replication_slot('standby_1', true)" in (directory / SCRIPTS[0]).read_text()
     assert 'CREATE SUBSCRIPTION "items"' in (directory / SCRIPTS[1]).read_text()
+    recipe = (directory / "RESTORE.md").read_text()
+    assert "There were 2 replication slots, 1 subscriptions:\nread `recreate_slots.sql` and" in recipe
     text = tracked.must("info").stdout
     assert "      primary, 2 replication slots, 1 subscriptions\n" in text
     assert tracked.info()["backups"][-1]["replication"] == state
