@@ -81,8 +81,7 @@ def test_workers_with_schedules_of_their_own_wait_for_the_end(make_keeper: MakeK
     assert restored.value("SHOW shared_preload_libraries") == "pg_stat_statements, pg_cron"
 
 
-@pytest.mark.pg(">=17")
-def test_what_the_cluster_wants_of_sessions_keeps_nobody_out(make_keeper: MakeKeeper, major: int) -> None:
+def test_what_the_cluster_wants_of_sessions_keeps_nobody_out(make_keeper: MakeKeeper) -> None:
     """A login trigger that is not for this host, and a configuration that lets nobody write."""
     keeper = make_keeper(settings={"default_transaction_read_only": "on"})
     here = keeper.cluster.data_directory
