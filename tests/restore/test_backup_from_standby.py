@@ -17,6 +17,7 @@ from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
 from tests.restore.holdings import Holdings, head, moment, plan
 from tests.restore.keeper import Keeper, Outcome
+from tests.survive.job import Job
 
 
 @dataclass
@@ -149,6 +150,28 @@ def test_torn_pages_at_the_primary(pair: Pair) -> None:
         'WAL generated with "full_page_writes=off" was replayed since last restartpoint'
     )
     assert len(pair.keeper.info()["backups"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("transport", "pattern", "message"),
+    [
+        # While its files are read, and between the plan and the backup's start.
+        ("local", r"/base/\d+/\d", "the standby was promoted during online backup"),
+        ("stream", "/volume-00", "the server went from timeline 1 to 2 while it was backed up"),
+    ],
+)
+def test_standby_that_is_promoted_meanwhile(pair: Pair, transport: str, pattern: str, message: str) -> None:
+    """A backup of a standby that becomes a primary before its end is none."""
+    Ledger(pair.primary).transfer(1)
+    pair.catch_up()
+    options = [*pair.keeper.backup_options("full", transport), f"--standby-host={pair.at(pair.standby)}"]
+    with Job(pair.keeper, "backup", *options, at=("STOP", 1, "open", pattern)) as job:
+        job.wait_until_stopped()
+        pair.standby.promote()
+        outcome = job.go_on()
+    assert outcome.status == 4, outcome.lines
+    assert message in outcome.refusal[0]
+    assert pair.keeper.info()["backups"] == []
 
 
 def test_wal_up_to_the_last_whole_segment(pair: Pair) -> None:
