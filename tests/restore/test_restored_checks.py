@@ -13,7 +13,6 @@ from pgkeep.errors import CheckFailed, PgkeepError, RestoreRefused
 from pgkeep.jobs.restored_checks import FAILED_HINT, WantedChecks, check_behind_fence, check_stopped
 from pgkeep.server import queries
 from pgkeep.server.connection import ConnectionTarget, Server
-from pgkeep.server.tools import Toolbox, ToolVersion
 from tests.lab.cluster import SUPERUSER, Cluster, MakeCluster
 from tests.lab.server_user import server_user
 
@@ -96,8 +95,8 @@ def test_a_sound_cluster_passes_and_stays_as_it_was(proof: Proof, script: Callab
         '\\c "we/ird ""näme"\nSELECT current_database(); SELECT generate_series(1, 22) AS n;\n'
     )
     before = cluster.value("SELECT count(*) FROM pg_class")
-    wanted = WantedChecks(amcheck=True, sql=path)
-    assert WantedChecks.of_options(wanted.as_options()) == wanted
+    wanted = WantedChecks.of_options({"verify_amcheck_after": True, "post_restore_sql": str(path)})
+    assert wanted == WantedChecks(amcheck=True, sql=path, sql_timeout_seconds=600)
     assert proof.run(wanted) == ("postgres", "template1", 'we/ird "näme')
     assert cluster.value("SELECT count(*) FROM pg_class") == before
     assert cluster.value("SELECT count(*) FROM pg_extension WHERE extname = 'amcheck'") == 0
@@ -213,16 +212,16 @@ def test_sql_of_others_is_not_run_as_superuser(script: Callable[[str], Path]) ->
     """Refused in phase 1: who may write the file may do anything in the cluster; and psql's commands, which do more."""
     path = script("SELECT 1;\n\\! date\n")
     with pytest.raises(PgkeepError) as refused:
-        WantedChecks(sql=path).check(toolbox=None, owner_uid=server_user().uid)
+        WantedChecks(sql=path).check(bin_directory=path.parent, owner_uid=server_user().uid)
     assert refused.value.message == f"{path} has a command of psql's in line 2: \\! date"
     path.write_text("SELECT 1;")
-    WantedChecks(sql=path).check(toolbox=None, owner_uid=server_user().uid)
+    WantedChecks(sql=path).check(bin_directory=path.parent, owner_uid=server_user().uid)
     path.chmod(0o664)
     with pytest.raises(PgkeepError) as refused:
-        WantedChecks(sql=path).check(toolbox=None, owner_uid=server_user().uid)
+        WantedChecks(sql=path).check(bin_directory=path.parent, owner_uid=server_user().uid)
     assert refused.value.message == f"others may write {path}, which post_restore_sql would run as superuser"
     with pytest.raises(PgkeepError) as refused:
-        WantedChecks(sql=path.with_name("absent")).check(toolbox=None, owner_uid=server_user().uid)
+        WantedChecks(sql=path.with_name("absent")).check(bin_directory=path.parent, owner_uid=server_user().uid)
     assert refused.value.message.startswith(f"cannot read post_restore_sql {path.with_name('absent')}: ")
 
 
@@ -269,8 +268,6 @@ def test_pages_are_checked_when_the_server_is_stopped(make_cluster: MakeCluster,
 
 def test_checksums_without_their_program_are_refused(tmp_path: Path) -> None:
     """Not after hours of replay."""
-    box = Toolbox(tmp_path, ToolVersion(18, 4))
     with pytest.raises(RestoreRefused) as refused:
-        WantedChecks(checksums=True).check(toolbox=box, owner_uid=0)
-    expected = f"verify_checksum_after needs pg_checksums, found PostgreSQL 18.4 in {tmp_path} without it"
-    assert refused.value.message == expected
+        WantedChecks(checksums=True).check(bin_directory=tmp_path, owner_uid=0)
+    assert refused.value.message == f"verify_checksum_after needs pg_checksums, which is not in {tmp_path}"

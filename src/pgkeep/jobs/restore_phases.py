@@ -18,6 +18,7 @@ from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, w
 from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.restored_checks import WantedChecks
 from pgkeep.pg.recovery import TargetKind
 
 _STARTING_SECONDS = 10
@@ -76,6 +77,9 @@ def _run_server(run: RestoreRun, voice: Voice, log: PhaseLog, *, is_opened: bool
             f"no programs of PostgreSQL {run.state.major} are known to this restore",
             hint=f"install PostgreSQL {run.state.major}, or name its directory with bin_dir, and run pgkeep finish",
         )
+    state = run.state
+    owner = state.owner_of_files or Owner.of(state.directory)
+    WantedChecks.of_options(state.options).check(bin_directory=Path(state.bin_directory), owner_uid=owner.uid)
     access = _access(run)
     try:
         return FencedServer(run, access, voice).run(log, is_opened=is_opened)

@@ -109,8 +109,10 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
     if request.unfinished is not None and request.unfinished.phases_done > 1:
         # The files are there; what is left needs the state alone.
         return PreparedRestore(request=request, target=target, aside=(), lasting={}, service=service)
-    owner_uid = owner.uid if owner is not None else os.geteuid()
-    WantedChecks.of_options(request.options).check(toolbox=request.toolbox, owner_uid=owner_uid)
+    if request.start and request.toolbox is not None:
+        owner_uid = owner.uid if owner is not None else os.geteuid()
+        wanted = WantedChecks.of_options(request.options)
+        wanted.check(bin_directory=request.toolbox.directory, owner_uid=owner_uid)
     later = check_later_tablespaces(request, target)
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
