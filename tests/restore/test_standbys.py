@@ -110,6 +110,20 @@ def test_prepared_first_and_finished_later(make_keeper: MakeKeeper) -> None:
     assert mark.name == standby.value("SELECT name FROM ledger_mark ORDER BY name LIMIT 1")
 
 
+def test_backup_of_a_standby_knows_the_primary(make_keeper: MakeKeeper) -> None:
+    """A standby that was backed up says where its primary is: another one is made of that without a word."""
+    keeper = make_keeper()
+    Ledger(keeper.cluster).transfer(3)
+    primary = Restored(keeper.cluster.installation, keeper.cluster.data_directory, 0, Outcome(0, "", []))
+    with keeper.cluster.create_standby(keeper.directory / "first") as first:
+        first.start()
+        first.wait_for_replay(keeper.cluster.current_lsn())
+        keeper.backup("full", "local", "--backup-from-standby", "--track-replication-state", cluster=first)
+    second = keeper.restore("--restore-as-standby")
+    assert_follows(second, primary)
+    assert second.value("SHOW primary_conninfo") == conninfo(primary)
+
+
 def test_primary_that_has_lost_the_wal(make_keeper: MakeKeeper) -> None:
     """A standby whose primary has not kept the WAL that it needs is a failure, with the server's own words."""
     keeper = make_keeper(settings={"min_wal_size": "32MB", "max_wal_size": "32MB"})
