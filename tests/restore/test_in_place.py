@@ -72,6 +72,7 @@ def test_the_unit_of_the_server_stops_it_and_starts_the_restored_one(
     data = host.cluster.data_directory
     plan = host.keeper.plan("--overwrite-existing", "--start")
     assert f"stopped first: the server in {data}, systemd unit {UNIT}" in plan
+    assert "  what it writes from now on is no part of this restore; stop it yourself before to have that, too" in plan
     assert f"server: started behind a fence, checked, left running by systemd unit {UNIT}" in plan
     assert host.pid == before
     restored = host.restore()

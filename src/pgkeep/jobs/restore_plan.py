@@ -56,6 +56,7 @@ class PreparedRestore:
             yield f"tablespace {oid}: into {directory}"
         if self.service.was_running:
             yield f"stopped first: the server in {request.data_directory}, {self.service}"
+            yield "  what it writes from now on is no part of this restore; stop it yourself before to have that, too"
         for aside in self.aside:
             yield f"moved away first: {aside}"
         for path in self.wiped:
