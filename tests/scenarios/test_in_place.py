@@ -151,3 +151,23 @@ def test_the_last_minutes_by_hand(door: Door) -> None:
         attempt.restored.start()
         attempt.restored.wait_until_promoted()
     attempt.restored.assert_is_at(late)
+
+
+def test_the_same_restore_again(door: Door) -> None:
+    """The same restore goes on where the first run stopped; another one into the same place is refused."""
+    door.backup("Full")
+    mark = door.ledger.mark("end")
+    door.backup("Incremental")
+    options = {"pgdata_dir": f"{door.directory}/copy", "target_lsn": mark.lsn, "port": str(free_port())}
+    assert door.restore(options).must().phases == PHASES[:3]
+    other = door.restore(options | {"target_lsn": "0/FF000000", "overwrite_existing": "yes"})
+    assert not other.is_ok
+    other = door.restore({**options, "target_inclusive": "no", "overwrite_existing": "yes"})
+    assert not other.is_ok
+    assert (
+        "stopped behind phase 3 (recovery-config), and it was another one: inclusive True, now False" in other.refusal
+    )
+    again = door.restore(options | {"start_postgresql_after_restore": "yes"}).must()
+    assert again.phases[-3:] == PHASES[3:]
+    assert PHASES[1] not in again.phases
+    again.restored.assert_is_at(mark)
