@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from tests.lab.cluster import SUPERUSER, free_port, wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
@@ -71,6 +73,28 @@ def test_primary_and_two_standbys_from_backups(major: int, make_keeper: MakeKeep
     third = restore_standby(keeper, standbys[0])
     assert third.report["timeline"] == 3
     assert_follows(third, standbys[0])
+
+
+@pytest.mark.parametrize("source", ["primary", "standby"])
+def test_primary_restored_to_the_end_of_the_backup(make_keeper: MakeKeeper, source: str) -> None:
+    """The new timeline begins in the backup's own last segment, of which the backup holds more than was replayed."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    ledger.transfer(3)
+    with keeper.cluster.create_standby(keeper.directory / "first") as first:
+        if source == "standby":
+            first.start()
+            first.wait_for_replay(keeper.cluster.current_lsn())
+        cluster = first if source == "standby" else keeper.cluster
+        keeper.backup("full", "local", f"--{'no-' if source == 'primary' else ''}backup-from-standby", cluster=cluster)
+    for _ in range(2):
+        ledger.transfer(3)
+        keeper.wait_until_archived()
+    keeper.cluster.stop()
+    primary = keeper.restore("--target-immediate")
+    standby = restore_standby(keeper, primary)
+    assert standby.report["timeline"] == 2
+    assert_follows(standby, primary)
 
 
 def test_prepared_first_and_finished_later(make_keeper: MakeKeeper) -> None:
