@@ -277,7 +277,7 @@ def test_plan_touches_nothing(kept: Kept) -> None:
         f"backup: {facts['full']} (Full, PostgreSQL {version}, local)",
         f"files: {head['files']}, {head['bytes']} bytes, into {facts['copy']}",
         f"recovery target: time {kept.after.time.isoformat(sep=' ', timespec='microseconds')}, timeline 1",
-        f"wal: from {head['start_lsn']} to {facts['end']}",
+        f"wal: from {head['start_lsn']} to {facts['end']}, " + plan[4].rpartition(", ")[2],
         f"programs: {version} in {bin_dir}",
         "server: not started",
         plan[-1],

@@ -246,21 +246,37 @@ class Target:
                 )
 
     def _check_space(self, sizes: Mapping[Path, int]) -> None:
-        needs: dict[int, int] = {}
-        places: dict[int, Path] = {}
-        for directory, size in sizes.items():
-            existing = _existing_ancestor(directory)
-            device = os.stat(existing).st_dev
-            needs[device] = needs.get(device, 0) + size
-            places.setdefault(device, existing)
-        for device, need in needs.items():
-            space = os.statvfs(places[device])
-            free = space.f_bavail * space.f_frsize
-            if free < need + _SPACE_RESERVE_BYTES:
+        for space in spaces(sizes):
+            if space.free_bytes < space.needed_bytes:
                 raise RestoreRefused(
-                    f"not enough space for the restore on the file system of {places[device]}: "
-                    f"{need + _SPACE_RESERVE_BYTES} bytes are needed, {free} are free"
+                    f"not enough space for the restore on the file system of {space.place}: "
+                    f"{space.needed_bytes} bytes are needed, {space.free_bytes} are free"
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a restore needs of the file system of *place*, with what must be left of it, and what is free there."""
+
+    place: Path
+    needed_bytes: int
+    free_bytes: int
+
+
+def spaces(sizes: Mapping[Path, int]) -> list[Space]:
+    """Return one entry for each file system of *sizes*: how much goes beneath which directory, which may be absent."""
+    needs: dict[int, int] = {}
+    places: dict[int, Path] = {}
+    for directory, size in sizes.items():
+        existing = _existing_ancestor(directory)
+        device = os.stat(existing).st_dev
+        needs[device] = needs.get(device, 0) + size
+        places.setdefault(device, existing)
+    found = []
+    for device, need in needs.items():
+        status = os.statvfs(places[device])
+        found.append(Space(places[device], need + _SPACE_RESERVE_BYTES, status.f_bavail * status.f_frsize))
+    return found
 
 
 def _check_empty(directory: Path) -> None:

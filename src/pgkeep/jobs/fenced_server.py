@@ -53,6 +53,10 @@ class Voice:
     warn: Callable[[str], None]
 
 
+# StartupXLOG in src/backend/access/transam/xlog.c; from PostgreSQL 13 on.
+_TARGET_NOT_REACHED = "recovery ended before configured recovery target was reached"
+
+
 class FencedServer:
     """Phases 4 to 6: the restored server behind its fence, with pgkeep answering its restore_command."""
 
@@ -138,6 +142,9 @@ class FencedServer:
             if self._is_through(end) and not state.is_lifting and self._instance.status() is ServerStatus.STOPPED:
                 self._fence.start()
                 self._instance.wait_for({ServerStatus.READY}, timeout_seconds=state.timeout_seconds)
+            is_to_wait = not self._is_through(end) and state.target.action is TargetAction.PAUSE
+            if is_to_wait and self._instance.status() is ServerStatus.STOPPED:
+                self._attempt(state.target)
             return end
         end = self._replay() if state.standby is None else self._follow(state.standby)
         self._run.record(phases_done=4, end=_stored(end))
@@ -293,16 +300,20 @@ class FencedServer:
                 self._check_reached_end(end)
             return end
         if state.is_past_target:
-            end = self._replay_without(target, RecoveryFailed(f"replay ended before {target}"))
-        else:
-            try:
-                end = self._attempt(target)
-            except ReplayOverdue:
+            # After a restart the server remembers no commit that it replayed before, and a target means nothing to it.
+            raise RecoveryFailed(
+                f"an earlier run replayed on after {target} was not reached, and stopped: nobody knows how far it got",
+                hint=f"begin anew: pgkeep rollback --pgdata-dir={state.directory}, then restore again",
+            )
+        try:
+            end = self._attempt(target)
+        except ReplayOverdue:
+            raise
+        except RecoveryFailed as failure:
+            # Whatever else went wrong, such as a vault that is away, can be mended and the replay gone on with.
+            if state.has_hole or not any(_TARGET_NOT_REACHED in line for line in self._instance.log_tail(200)):
                 raise
-            except RecoveryFailed as failure:
-                if state.has_hole:
-                    raise
-                end = self._replay_without(target, failure)
+            end = self._replay_without(target, failure)
         if not end.is_target_met:
             if state.has_hole:
                 raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
@@ -322,11 +333,9 @@ class FencedServer:
         A time after the last commit, but within the WAL held, means the end of that WAL. A standby's backup is
         consistent where its WAL ends. The server calls both a target that was not reached, and stops.
         """
-        if not self._state.is_past_target:
-            self._instance.stop()
-            self._run.record(is_past_target=True)
+        self._instance.stop()
+        self._run.record(is_past_target=True)
         latest = replace(target, kind=TargetKind.LATEST, value=None)
-        was_recovering = self._is_recovering
         try:
             end = self._attempt(latest)
         except ReplayOverdue:
@@ -336,12 +345,6 @@ class FencedServer:
         if target.kind is TargetKind.IMMEDIATE:
             is_later = end.lsn > self._state.end_of_backup
         else:
-            if end.last_commit is None and not was_recovering:
-                # An earlier process saw the end of the replay, and a restart has made the server forget.
-                raise RecoveryFailed(
-                    f"nobody knows any more whether a commit after {target} was replayed",
-                    hint=f"begin anew: pgkeep rollback --pgdata-dir={self._state.directory}, then restore again",
-                )
             is_later = end.last_commit is not None and end.last_commit > target.time
         if is_later:
             raise failure

@@ -13,14 +13,16 @@ from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.datadir.service import Service, ServiceKind
 from pgkeep.datadir.service_search import find_service
 from pgkeep.datadir.supervisor import find_supervisor
-from pgkeep.datadir.target import Target
+from pgkeep.datadir.target import Target, spaces
 from pgkeep.errors import PgkeepError, RestoreRefused
+from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.original_cluster import OriginalCluster
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restored_checks import WantedChecks
 from pgkeep.jobs.set_aside import Aside, directories_in_the_way, set_aside
 from pgkeep.jobs.topology import plan_line
 from pgkeep.pg.data_directory import CONTROL_FILE
+from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,24 +50,19 @@ class PreparedRestore:
         """Yield the plan for people."""
         request, recovery = self.request, self.request.recovery
         base = request.base
+        if request.unfinished is not None:
+            state = request.unfinished
+            yield f"goes on with the restore {state.restore_id}, of which phase {state.phases_done} is done"
         yield f"backup: {base.backup_id} ({base.level.word}, PostgreSQL {base.server_version_text}, {base.transport})"
         if base.base:
             yield f"  unchanged files come from {base.base}"
         yield f"files: {request.tail.files}, {request.tail.bytes} bytes, into {request.data_directory}"
-        for oid, directory in self.target.outside.items():
-            yield f"tablespace {oid}: into {directory}"
-        if self.service.was_running:
-            yield f"stopped first: the server in {request.data_directory}, {self.service}"
-            yield "  what it writes from now on is no part of this restore; stop it yourself before to have that, too"
-        for aside in self.aside:
-            yield f"moved away first: {aside}"
-        for path in self.wiped:
-            yield f"removed first, for ever: what is in {path}"
+        yield from self._place_lines()
         if request.standby is not None:
             yield from request.standby.lines()
         else:
             yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
-        yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
+        yield f"wal: from {recovery.wal_start} to {recovery.wal_end}, {self._segments}"
         yield f"programs: {request.toolbox or f'none of PostgreSQL {request.major} on this host'}"
         service = f" by {self.service}" if self.service.kind is not ServiceKind.NONE else ""
         left = f"started behind a fence, checked, left running{service}"
@@ -77,6 +74,28 @@ class PreparedRestore:
             yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}"
         for note in recovery.notes:
             yield f"note: {note}"
+
+    def _place_lines(self) -> Iterator[str]:
+        """Say where the files go, and what becomes of what stands there."""
+        for oid, directory in self.target.outside.items():
+            yield f"tablespace {oid}: into {directory}"
+        for space in spaces(_sizes(self.request, self.target)):
+            needed, free = size_text(space.needed_bytes), size_text(space.free_bytes)
+            yield f"disk: {needed} are needed on the file system of {space.place}, {free} are free"
+        if self.service.was_running:
+            yield f"stopped first: the server in {self.request.data_directory}, {self.service}"
+            yield "  what it writes from now on is no part of this restore; stop it yourself before to have that, too"
+        for aside in self.aside:
+            yield f"moved away first: {aside}"
+        for path in self.wiped:
+            yield f"removed first, for ever: what is in {path}"
+
+    @property
+    def _segments(self) -> str:
+        """How many WAL segments the replay reads at most."""
+        base, recovery = self.request.base, self.request.recovery
+        size = base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE
+        return f"{-(-recovery.wal_end // size) - recovery.wal_start // size} segments of {size_text(size)}"
 
     def _archiving_lines(self) -> Iterator[str]:
         """Say where the WAL will go when the place alone does not tell whether this is a copy."""
