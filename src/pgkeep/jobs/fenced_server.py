@@ -146,7 +146,8 @@ class FencedServer:
             if is_to_wait and self._instance.status() is ServerStatus.STOPPED:
                 self._attempt(state.target)
             return end
-        end = self._replay() if state.standby is None else self._follow(state.standby)
+        standby = state.standby
+        end = self._replay() if standby is None else self._large_enough(lambda: self._follow(standby))
         self._run.record(phases_done=4, end=_stored(end))
         how = "promoted to" if end.is_promoted else "on"
         if state.standby is not None:
@@ -258,9 +259,13 @@ class FencedServer:
         return restore_topology(self._run, self._ask, say=self._voice.say, warn=self._voice.warn)
 
     def _attempt(self, target: RecoveryTarget) -> ReplayEnd:
+        return self._large_enough(lambda: self._attempt_once(target))
+
+    def _large_enough(self, attempt: Callable[[], ReplayEnd]) -> ReplayEnd:
+        """Return what *attempt* does, begun again wherever the WAL asks for higher settings than the server has."""
         while True:
             try:
-                return self._attempt_once(target)
+                return attempt()
             except ReplayOverdue:
                 raise
             except RecoveryFailed:
