@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
-from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.lsn import Lsn, SystemIdentifier
+from pgkeep.vault.wal_archive import WalArchive
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
+from tests.restore.test_targets import wal_files
 from tests.restore.test_timelines import adopt
 
 
@@ -136,3 +138,47 @@ def test_a_tablespace_whose_place_is_missing(make_keeper: MakeKeeper) -> None:
     place.mkdir()
     server_user().own(place)
     assert keeper.restore().value("SELECT sum(n) FROM t") == 500500
+
+
+def test_wal_that_cannot_be_read_on(make_keeper: MakeKeeper) -> None:
+    """A segment with the right seal and wrong content is no end of the WAL: what lies behind it is refused."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    early = ledger.mark("early")
+    keeper.wait_until_archived()
+    ledger.transfer(100)
+    keeper.wait_until_archived()
+    damaged = wal_files(keeper)[-1]
+    late = ledger.mark("late")
+    for _ in range(2):
+        ledger.transfer(1)
+        keeper.wait_until_archived()
+    identity = int(keeper.cluster.value("SELECT system_identifier FROM pg_control_system()"))
+    root = keeper.vault / keeper.name / "wal"
+    archive = WalArchive(root, system_identifier=SystemIdentifier(identity), segment_size=16 << 20)
+    content = b"".join(bytes(piece) for piece in archive.read(damaged))
+    [path] = root.rglob(f"{damaged}.zst")
+    path.unlink()
+    archive.put(damaged, [content[:8192] + bytes(len(content) - 8192)])
+    server_user().own(path)
+    where = f"--pgdata-dir={keeper.directory}/copy"
+    hints = set()
+    for target in (
+        [],
+        [f"--target-time={late.time.isoformat()}"],
+        [f"--target-xid={late.xid}"],
+        ["--target-name=late"],
+    ):
+        status, [error, hint] = keeper.refuse(where, *target)
+        assert (status, error.startswith("error: WAL cannot be read beyond ")) == (8, True), error
+        hints.add(hint)
+    [hint] = hints
+    match = re.fullmatch(r"hint: to recover to there: (--target-lsn=\S+)", hint)
+    assert match is not None, hint
+    restored = keeper.restore(match[1])
+    with restored.connect() as connection:
+        ledger.check(connection)
+        assert [name for (name,) in connection.execute("SELECT name FROM ledger_mark")] == ["early"]
+    restored.stop()
+    keeper.restore(f"--target-lsn={early.lsn}").assert_is_at(early)

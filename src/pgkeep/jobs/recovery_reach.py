@@ -207,6 +207,8 @@ def find_stop(span: Span, target: RecoveryTarget, times_of: Times) -> Stop:
 
 def _stop_at_time(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn | None:
     found = times.find_time(target.time, inclusive=target.inclusive, proved_until=span.reach)
+    if found.stop is None:
+        _check_readable(span, times)
     if found.stop is None and span.has_hole:
         # A server stops at a time only when a later commit comes.
         hint = f"{_last_commit(found.before)}; to recover to where WAL is missing: --target-lsn={times.last_record()}"
@@ -233,6 +235,7 @@ def _stop_at_lsn(span: Span, target: RecoveryTarget, times: WalTimes) -> Lsn:
 def _stop_at_transaction(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn:
     found = times.find_transaction(target.xid % _XID_SPACE)
     if found is None:
+        _check_readable(span, times)
         commits = times.commits()
         last = commits.last if commits is not None else None
         raise RestoreRefused(
@@ -249,6 +252,7 @@ def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes, 
     points = list(times.restore_points())
     same = [point.lsn for point in points if point.name == target.name]
     if not same:
+        _check_readable(span, times)
         said = ", ".join(f'"{point.name}" at {_text(point.time)}' for point in points[-_POINTS_SAID:])
         more = f" and {len(points) - _POINTS_SAID} older ones" if len(points) > _POINTS_SAID else ""
         raise RestoreRefused(
@@ -265,13 +269,18 @@ def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes, 
     return same[0]
 
 
-def _check_to_the_end(span: Span, times: WalTimes) -> None:
+def _check_readable(span: Span, times: WalTimes) -> None:
+    """Refuse to take a place for the end of the WAL behind which more is held."""
     end, trouble = times.end()
     if trouble and end + segment_size(span.base) < span.archived:
         raise RestoreRefused(
             f"WAL cannot be read beyond {end}, but is held to {span.archived}: {trouble}",
             hint=f"to recover to there: --target-lsn={times.last_record()}",
         )
+
+
+def _check_to_the_end(span: Span, times: WalTimes) -> None:
+    _check_readable(span, times)
     if span.has_hole:
         raise RestoreRefused(
             f"WAL is missing from {span.end} on, and later WAL is held: its end cannot be reached from backup "
