@@ -134,6 +134,30 @@ def test_prepared_first_and_finished_later(make_keeper: MakeKeeper) -> None:
     assert mark.name == standby.value("SELECT name FROM ledger_mark ORDER BY name LIMIT 1")
 
 
+def test_primary_that_came_later_on_a_new_timeline(make_keeper: MakeKeeper) -> None:
+    """A standby that was prepared while all was down follows a primary that is restored to a moment after that."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    mark = ledger.mark("there")
+    for _ in range(2):
+        ledger.transfer(3)
+        keeper.wait_until_archived()
+    keeper.cluster.stop()
+    port, place = free_port(), keeper.directory
+    reached = f"host={place} port={port} user={SUPERUSER}"
+    standby = keeper.restore("--restore-as-standby", f"--primary-conninfo={reached}", start=False)
+    outcome = call("finish", standby.data_directory)
+    assert outcome.status == 8
+    assert f"when it is there: pgkeep finish --pgdata-dir={standby.data_directory}" in outcome.refusal[1]
+    primary = keeper.restore(f"--target-time={mark.time.isoformat()}", f"--port={port}")
+    primary.assert_is_at(mark)
+    outcome = call("finish", standby.data_directory)
+    standby.guard()
+    assert outcome.status == 0, outcome.lines
+    assert_follows(standby, primary)
+
+
 def test_backup_of_a_standby_knows_the_primary(make_keeper: MakeKeeper) -> None:
     """A standby that was backed up says where its primary is: another one is made of that without a word."""
     keeper = make_keeper()

@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from pgkeep.datadir.instance import PrivateAccess
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.postmaster import PostmasterFile, running_postmaster
@@ -19,6 +21,7 @@ from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.restored_checks import WantedChecks
+from pgkeep.jobs.standby_finish import is_primary_unknown, learn_of_primary
 from pgkeep.pg.recovery import TargetKind
 
 _STARTING_SECONDS = 10
@@ -59,6 +62,8 @@ def run_phases(
     if not is_started:
         _say_what_is_left(run.state, voice)
         return None, ()
+    if is_primary_unknown(run.state):
+        _learn_of_primary(run, voice)
     end, databases = _run_server(run, voice, log, is_opened=is_opened)
     if run.state.standby is not None and run.state.lasting.get("archive_mode") == "off":
         voice.say("archiving is off in this standby: ALTER SYSTEM RESET archive_mode before it may become the primary")
@@ -69,6 +74,15 @@ def run_phases(
             # In a data directory that is in use it would be part of the next backup; and there is no way back from it.
             run.directory.remove()
     return end, databases
+
+
+def _learn_of_primary(run: RestoreRun, voice: Voice) -> None:
+    changes = learn_of_primary(run.state)
+    state = msgspec.structs.replace(run.state, **changes)
+    settings = settings_of_recovery(state, state.target, socket=None)
+    # Recorded last: what is killed before that asks again.
+    write_recovery_files(state, settings, warn=voice.warn)
+    run.record(**changes)
 
 
 def _run_server(run: RestoreRun, voice: Voice, log: PhaseLog, *, is_opened: bool) -> tuple[ReplayEnd, tuple[str, ...]]:
