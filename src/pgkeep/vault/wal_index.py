@@ -33,7 +33,7 @@ from pgkeep.pg.segment_index import SegmentIndex, close_index, index_segment, tr
 from pgkeep.pg.wal import WalSegment
 from pgkeep.pg.wal_record import TransactionEnd
 from pgkeep.vault.sealed import seal, unseal
-from pgkeep.vault.unnamed_file import UnnamedFile, write_all
+from pgkeep.vault.unnamed_file import UnnamedFile, inherit_owner, write_all
 from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
 from pgkeep.vault.wal_holdings import timelines
 
@@ -229,12 +229,18 @@ class WalIndex:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                self._inherit_owner(fd)
                 with UnnamedFile(fd) as unnamed:
+                    inherit_owner(unnamed.fd, fd)
                     write_all(unnamed.fd, seal(content))
                     unnamed.publish_over(directory + _SUFFIX)
                 self._remove_orphans()
             finally:
                 os.close(fd)
+
+    def _inherit_owner(self, fd: int) -> None:
+        with self.archive.opened_root() as root:
+            inherit_owner(fd, root)
 
     def _remove_orphans(self) -> None:
         """Remove the indexes of segments that have all expired."""
