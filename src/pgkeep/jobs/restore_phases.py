@@ -21,7 +21,7 @@ from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.restored_checks import WantedChecks
-from pgkeep.jobs.standby_finish import is_primary_unknown, learn_of_primary
+from pgkeep.jobs.standby_finish import is_primary_to_be_asked, learn_of_primary
 from pgkeep.pg.recovery import TargetKind
 
 _STARTING_SECONDS = 10
@@ -62,7 +62,7 @@ def run_phases(
     if not is_started:
         _say_what_is_left(run.state, voice)
         return None, ()
-    if is_primary_unknown(run.state):
+    if is_primary_to_be_asked(run.state):
         _learn_of_primary(run, voice)
     end, databases = _run_server(run, voice, log, is_opened=is_opened)
     if run.state.standby is not None and run.state.lasting.get("archive_mode") == "off":
@@ -78,6 +78,8 @@ def run_phases(
 
 def _learn_of_primary(run: RestoreRun, voice: Voice) -> None:
     changes = learn_of_primary(run.state)
+    if not changes:
+        return
     state = msgspec.structs.replace(run.state, **changes)
     settings = settings_of_recovery(state, state.target, socket=None)
     # Recorded last: what is killed before that asks again.

@@ -1,4 +1,4 @@
-"""A standby that was laid down while its primary could not be asked: it is asked before the server is started."""
+"""A standby that was laid down earlier, perhaps before its primary was there: that is asked before the start."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pgkeep.pg.lsn import SystemIdentifier, Timeline
 from pgkeep.server.primary import ask_primary
 
 
-def is_primary_unknown(state: RestoreState) -> bool:
-    """Tell whether *state* is that of a standby whose primary nobody has asked yet; it has replayed nothing."""
-    return state.standby is not None and not state.standby.timeline and state.phases_done == 3 and not state.access
+def is_primary_to_be_asked(state: RestoreState) -> bool:
+    """Tell whether *state* is that of a standby that was not started yet: what is known of its primary may be old."""
+    return state.standby is not None and state.phases_done == 3 and not state.access
 
 
 def learn_of_primary(state: RestoreState) -> dict[str, Any]:
     """
-    Ask the primary, and return what changes in *state*.
+    Ask the primary, and return what changes in *state*; nothing does when it is as it was known.
 
     Raises:
         RestoreRefused: It cannot be asked, or a standby from this backup cannot follow it.
@@ -50,4 +50,6 @@ def learn_of_primary(state: RestoreState) -> dict[str, Any]:
         )
     plan = StandbyPlan(standby.conninfo, standby.where, primary)
     known = msgspec.structs.replace(plan.state, base_timeline=standby.base_timeline)
+    if known == standby:
+        return {}
     return {"standby": known, "wal_plan": plan.limit(WalPlan.parse(state.wal_plan)).render()}
