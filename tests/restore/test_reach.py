@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 from pgkeep.pg.lsn import Lsn, SystemIdentifier
 from pgkeep.vault.wal_archive import WalArchive
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
-from tests.restore.keeper import Keeper
+from tests.restore.keeper import PGKEEP, Keeper, Outcome, Restored, environment
 from tests.restore.test_targets import wal_files
 from tests.restore.test_timelines import adopt
 
@@ -182,3 +183,32 @@ def test_wal_that_cannot_be_read_on(make_keeper: MakeKeeper) -> None:
         assert [name for (name,) in connection.execute("SELECT name FROM ledger_mark")] == ["early"]
     restored.stop()
     keeper.restore(f"--target-lsn={early.lsn}").assert_is_at(early)
+
+
+def test_a_restore_in_place_by_root(make_keeper: MakeKeeper) -> None:
+    """What the caller, mostly root, brings into the vault on the way can be read by the server, which starts alone."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    ledger.transfer(5)
+    late = ledger.mark("late")
+    keeper.cluster.stop()
+    words = [f"--vault={keeper.vault}", f"--bin-dir={keeper.cluster.installation.bin_dir}", f"--target-lsn={late.lsn}"]
+    log = f"--log-dir={keeper.directory}/log"
+    done = subprocess.run(
+        [str(PGKEEP), "restore", keeper.name, *words, log, "--overwrite-existing", "--no-start"],
+        env=environment(),
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = Outcome(done.returncode, done.stdout, done.stderr.splitlines())
+    restored = Restored(keeper.cluster.installation, keeper.cluster.data_directory, 0, outcome)
+    keeper.restored.append(restored)
+    # The first server's log was opened for it by the lab.
+    server_user().own(keeper.cluster.log_file)
+    restored.start()
+    restored.wait_until_promoted()
+    restored.assert_is_at(late)
+    assert {path.stat().st_uid for path in keeper.vault.rglob("*")} == {server_user().uid}
