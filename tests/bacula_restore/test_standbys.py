@@ -58,3 +58,25 @@ def test_configuration_comes_from_a_stream(make_daemon: MakeDaemon) -> None:
     found = {str(path.relative_to(laid)): path.read_text() for path in laid.rglob("*") if path.is_file()}
     assert found == {name: text for name, text in etc.content().items() if name != "conf.d/README"}
     assert any("configuration from outside the data directory" in line for line in answer.job.said("info"))
+
+
+def test_a_job_takes_the_standby_of_its_list(make_daemon: MakeDaemon) -> None:
+    """The Plugin line leads to the primary; the job takes the standby that it names, and says so."""
+    daemon = make_daemon()
+    ledger = Ledger(daemon.cluster)
+    with daemon.cluster.create_standby(daemon.directory / "standby") as standby:
+        standby.start()
+        mark = ledger.mark("there")
+        standby.wait_for_replay(daemon.cluster.current_lsn())
+        where = f"{standby.socket_directory}:{standby.port}"
+        job = daemon.backup("F", f"standby_host=/nonexistent,{where}")
+    said = job.said("info")
+    assert any(line.endswith(f"backup from the standby at {where} as {SUPERUSER}") for line in said), said
+    assert any("passed over: cannot connect to PostgreSQL at /nonexistent" in line for line in said)
+    answer = daemon.restore(where=f"{daemon.directory}/out")
+    assert answer.error == "", answer.job.messages
+    daemon.cluster.stop()
+    restored = daemon.server(daemon.directory / f"out/{PGDATA}", answer)
+    restored.start()
+    restored.wait_until_promoted()
+    restored.assert_is_at(mark)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.lab.cluster import wait_for
+from tests.lab.cluster import SUPERUSER, wait_for
 from tests.lab.ledger import Ledger, Mark, digest
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
@@ -155,6 +155,26 @@ def test_older_file_gives_way_and_comes_back(debian: Debian) -> None:
     debian.etc.start()
     with debian.keeper.cluster.connect() as connection:
         assert digest(connection) == debian.mark.digests
+
+
+def test_directory_that_is_missing(debian: Debian, lab_directory: Path) -> None:
+    """What the configuration names and the backup does not hold is warned of; the backup itself is whole."""
+    sockets = make_directory(lab_directory / "run")
+    with debian.etc.config_file.open("a") as file:
+        file.write(f"unix_socket_directories = '{lab_directory}, {sockets}'\n")
+    debian.keeper.cluster.start(options=["-c", f"config_file={debian.etc.config_file}", "-k", str(sockets)])
+    with psycopg.connect(host=str(sockets), port=debian.keeper.cluster.port, user=SUPERUSER) as connection:
+        assert connection.execute("SHOW unix_socket_directories").fetchone() == (str(sockets),)
+    options = [*debian.keeper.backup_options("full", "local"), f"--host={sockets}"]
+    debian.keeper.must("backup", *options)
+    debian.keeper.cluster.stop()
+    assert debian.keeper.must("verify").status == 0
+    lose(debian.data_directory)
+    lose(sockets)
+    outcome = debian.restore(start=False)
+    assert outcome.warnings == [
+        f"unix_socket_directories is {sockets}, which is not on this host: the server may not start as it is configured"
+    ]
 
 
 def test_other_place(debian: Debian) -> None:
