@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
+from tests.lab.cluster import free_port
+from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
-from tests.restore.unfinished import InPlace, KillPoint
+from tests.restore.keeper import Outcome, Restored
+from tests.restore.unfinished import InPlace, KillPoint, call
+from tests.survive.job import Job
 
 STATE = r"state\.json"
 STEPS: list[tuple[KillPoint, str]] = [
@@ -90,3 +96,31 @@ def test_a_rollback_that_is_killed_goes_on(make_keeper: MakeKeeper) -> None:
         before.kill_rollback_at(point)
     assert before.call("rollback").status == 0
     before.assert_runs_as_before()
+
+
+def test_only_the_server_that_replayed_knows_how_far(make_keeper: MakeKeeper) -> None:
+    """Killed behind a target that no commit follows, a restore is finished with the same server, and with no other."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    mark = ledger.mark("last")
+    keeper.wait_until_archived()
+    target = f"--target-time={mark.time.isoformat()}"
+    restored = Restored(keeper.cluster.installation, keeper.directory / "restored", free_port(), Outcome(0, "", []))
+    keeper.restored.append(restored)
+    for is_stopped in (True, False):
+        arguments = [f"--bin-dir={restored.installation.bin_dir}", f"--port={restored.port}", "--start", target]
+        at = ("KILL", 9, "os.rename", STATE)
+        with Job(keeper, "restore", f"--pgdata-dir={restored.data_directory}", *arguments, at=at) as job:
+            assert job.end().status == -signal.SIGKILL, "\n".join(job.lines)
+        restored.guard()
+        if is_stopped:
+            restored.stop()
+        outcome = call("finish", restored.data_directory)
+        restored.guard()
+        if is_stopped:
+            assert outcome.status == 9
+            assert outcome.refusal[0].endswith("was not reached, and stopped: nobody knows how far it got")
+            assert call("rollback", restored.data_directory).status == 0
+    assert outcome.status == 0, "\n".join(outcome.lines)
+    restored.assert_is_at(mark)

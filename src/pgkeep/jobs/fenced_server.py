@@ -19,22 +19,22 @@ from pgkeep.datadir.recovery_files import (
     remove_settings,
     remove_signals,
 )
-from pgkeep.errors import CheckFailed, RecoveryFailed
+from pgkeep.errors import CheckFailed
 from pgkeep.jobs.archive_service import ArchiveService
 from pgkeep.jobs.fence import Fence
+from pgkeep.jobs.fenced_replay import FencedReplay
 from pgkeep.jobs.old_server import service_of
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import settings_of_recovery
-from pgkeep.jobs.replay import ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
+from pgkeep.jobs.replay import ReplayEnd, ReplayOverdue, open_private
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState, StoredEnd
 from pgkeep.jobs.restored_checks import WantedChecks, check_behind_fence, check_stopped
 from pgkeep.jobs.standby_plan import StandbyState
 from pgkeep.jobs.standby_watch import watch_standby
 from pgkeep.jobs.topology import restore_topology
-from pgkeep.pg.data_directory import RECOVERY_SIGNAL
 from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, isolation_settings
+from pgkeep.pg.recovery import TargetAction, isolation_settings
 from pgkeep.server.connection import Server
 from pgkeep.wire.archive_packets import Operation
 
@@ -51,10 +51,6 @@ class Voice:
 
     say: Callable[[str], None]
     warn: Callable[[str], None]
-
-
-# StartupXLOG in src/backend/access/transam/xlog.c; from PostgreSQL 13 on.
-_TARGET_NOT_REACHED = "recovery ended before configured recovery target was reached"
 
 
 class FencedServer:
@@ -82,6 +78,9 @@ class FencedServer:
         )
         self._fence = Fence(self._instance, access, major=state.major, minimums=state.minimums, say=voice.say)
         self.archive_socket = archive_socket_of(access)
+        self._replay = FencedReplay(
+            run, self._instance, self._fence, access, self.archive_socket, say=voice.say, warn=voice.warn
+        )
 
     @property
     def _state(self) -> RestoreState:
@@ -144,10 +143,10 @@ class FencedServer:
                 self._instance.wait_for({ServerStatus.READY}, timeout_seconds=state.timeout_seconds)
             is_to_wait = not self._is_through(end) and state.target.action is TargetAction.PAUSE
             if is_to_wait and self._instance.status() is ServerStatus.STOPPED:
-                self._attempt(state.target)
+                self._replay.attempt(state.target)
             return end
         standby = state.standby
-        end = self._replay() if standby is None else self._large_enough(lambda: self._follow(standby))
+        end = self._replay.run() if standby is None else self._replay.large_enough(lambda: self._follow(standby))
         self._run.record(phases_done=4, end=_stored(end))
         how = "promoted to" if end.is_promoted else "on"
         if state.standby is not None:
@@ -180,7 +179,7 @@ class FencedServer:
         if self._instance.status() is not ServerStatus.STOPPED:
             with open_private(self._access, superuser=self._state.superuser) as server:
                 server.row("SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume()::text END")
-        opened = self._attempt(promoting)
+        opened = self._replay.attempt(promoting)
         self._run.record(end=_stored(opened))
         self._voice.say(f"the server waited at {end.lsn}; it is promoted to timeline {opened.timeline} now")
         return opened
@@ -257,111 +256,6 @@ class FencedServer:
             return "a standby: slots and subscriptions are its primary's"
 
         return restore_topology(self._run, self._ask, say=self._voice.say, warn=self._voice.warn)
-
-    def _attempt(self, target: RecoveryTarget) -> ReplayEnd:
-        return self._large_enough(lambda: self._attempt_once(target))
-
-    def _large_enough(self, attempt: Callable[[], ReplayEnd]) -> ReplayEnd:
-        """Return what *attempt* does, begun again wherever the WAL asks for higher settings than the server has."""
-        while True:
-            try:
-                return attempt()
-            except ReplayOverdue:
-                raise
-            except RecoveryFailed:
-                if not self._fence.is_too_small():
-                    raise
-                self._instance.stop()
-
-    def _attempt_once(self, target: RecoveryTarget) -> ReplayEnd:
-        if self._instance.status() is ServerStatus.STOPPED:
-            if self._is_recovering:
-                # What stands there may be for another target, or for a socket that is gone.
-                settings = settings_of_recovery(self._state, target, socket=self.archive_socket)
-                append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
-            self._fence.start()
-        return watch_replay(
-            self._instance,
-            self._access,
-            target,
-            major=self._state.major,
-            superuser=self._state.superuser,
-            timeout_seconds=self._state.timeout_seconds,
-            say=self._voice.say,
-            consistent_at=self._state.end_of_backup,
-            planned_end=self._state.end_of_wal,
-        )
-
-    @property
-    def _is_recovering(self) -> bool:
-        """Whether the server has not been promoted yet."""
-        return (self._state.directory / RECOVERY_SIGNAL).exists()
-
-    def _replay(self) -> ReplayEnd:
-        state, target = self._state, self._state.target
-        if target.kind not in (TargetKind.TIME, TargetKind.IMMEDIATE):
-            end = self._attempt(target)
-            if target.kind is TargetKind.LATEST:
-                self._check_reached_end(end)
-            return end
-        if state.is_past_target:
-            # After a restart the server remembers no commit that it replayed before, and a target means nothing to it.
-            raise RecoveryFailed(
-                f"an earlier run replayed on after {target} was not reached, and stopped: nobody knows how far it got",
-                hint=f"begin anew: pgkeep rollback --pgdata-dir={state.directory}, then restore again",
-            )
-        try:
-            end = self._attempt(target)
-        except ReplayOverdue:
-            raise
-        except RecoveryFailed as failure:
-            # Whatever else went wrong, such as a vault that is away, can be mended and the replay gone on with.
-            if state.has_hole or not any(_TARGET_NOT_REACHED in line for line in self._instance.log_tail(200)):
-                raise
-            end = self._replay_without(target, failure)
-        if not end.is_target_met:
-            if state.has_hole:
-                raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
-            self._check_reached_end(end)
-            self._say_end_of_wal(end)
-        return end
-
-    def _check_reached_end(self, end: ReplayEnd) -> None:
-        check_reached_end(
-            end, self._state.end_of_wal, segment_size=self._state.segment_size, log_path=self._instance.log_path
-        )
-
-    def _replay_without(self, target: RecoveryTarget, failure: RecoveryFailed) -> ReplayEnd:
-        """
-        Replay to the end of the WAL, and raise *failure* when something later than *target* came.
-
-        A time after the last commit, but within the WAL held, means the end of that WAL. A standby's backup is
-        consistent where its WAL ends. The server calls both a target that was not reached, and stops.
-        """
-        self._instance.stop()
-        self._run.record(is_past_target=True)
-        latest = replace(target, kind=TargetKind.LATEST, value=None)
-        try:
-            end = self._attempt(latest)
-        except ReplayOverdue:
-            raise
-        except RecoveryFailed:
-            raise failure from None
-        if target.kind is TargetKind.IMMEDIATE:
-            is_later = end.lsn > self._state.end_of_backup
-        else:
-            is_later = end.last_commit is not None and end.last_commit > target.time
-        if is_later:
-            raise failure
-        return replace(end, is_target_met=False)
-
-    def _say_end_of_wal(self, end: ReplayEnd) -> None:
-        last = f" ({end.last_commit.isoformat(sep=' ')})" if end.last_commit is not None else ""
-        target = self._state.target
-        if target.kind is TargetKind.TIME:
-            self._voice.say(f"the target time is after the last commit{last}: recovered to the end of the WAL")
-        if target.action is not TargetAction.PROMOTE:
-            self._voice.warn(f"the server was promoted instead of {target.action.value}: there is no target to stop at")
 
     def _lift_fence(self) -> None:
         """Stop the server, take the recovery settings out, and start it as its own configuration says."""

@@ -89,6 +89,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         phases_done: 1 to 6.
         access: The directory of the private socket, as long as the server is fenced.
         is_past_target: Whether the replay goes on to the end of the WAL, since the target was not reached.
+        server_past_target: Process and start of the server that does; empty before it runs.
         end: Where the replay ended; None before that.
         is_lifting: Whether the fence is being lifted: recovery is over, and the server may run as configured.
         is_given_up: Whether a rollback has begun.
@@ -145,6 +146,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     phases_done: int = 1
     access: str = ""
     is_past_target: bool = False
+    server_past_target: str = ""
     end: StoredEnd | None = None
     is_lifting: bool = False
     is_given_up: bool = False
