@@ -200,6 +200,7 @@ FAILING = {
     "SELECT 1;\n\nSELECT 1 / (count(*) - 1)\nFROM (SELECT 1) s;\n": "division by zero",
     "SELECT 1;\nSELECT nothing;\n": 'line 2: column "nothing" does not exist',
     "CREATE TABLE x (n int);\n": "cannot execute CREATE TABLE in a read-only transaction",
+    "COPY (SELECT 1) TO STDOUT;\n": "COPY from or to the client is not possible here",
     "SELECT pg_sleep(60);\n": "canceling statement due to statement timeout",
     "\\c template1\n\n\nSELECT wrong;\n": 'line 4: column "wrong" does not exist',
     "DO $$ BEGIN RAISE 'no orders since %', '2026-11-20'; END $$;\n": "no orders since 2026-11-20",
