@@ -10,11 +10,11 @@ from pathlib import Path
 from pgkeep.datadir.beneath import Beneath
 from pgkeep.datadir.durable import sync_directory
 from pgkeep.datadir.owner import Owner
-from pgkeep.datadir.target import kept_names
+from pgkeep.datadir.target import Target, kept_names
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.jobs.set_aside import Aside, move_all, point_wal_link
+from pgkeep.jobs.set_aside import Aside, directories_in_the_way, move_all, point_wal_link
 from pgkeep.pg.data_directory import WAL_DIRECTORY
 
 
@@ -33,6 +33,23 @@ def clear_away(run: RestoreRun, say: Callable[[str], None]) -> None:
         remove_contents(path)
         say(f"removed what was in {path}")
     run.record(is_cleared=True)
+
+
+def check_clear(target: Target, state: RestoreState) -> None:
+    """
+    Raise RestoreRefused when something stands in the places of *target* that this restore did not lay down.
+
+    Phase 1 looked, but hours may have gone by since; and who mends a restore that was cut short by hand does not tell.
+    """
+    leftovers = {os.path.realpath(directory) for directory in target.own_leftovers()}
+    if leftovers and state.wal_directory:
+        leftovers.add(state.wal_directory)
+    for directory in directories_in_the_way(target):
+        if str(directory) not in leftovers:
+            raise RestoreRefused(
+                f"the restore was about to lay files down in {directory}, and something else is there now",
+                hint="it was not touched: move it away yourself, and run the same restore again",
+            )
 
 
 def give_back(state: RestoreState) -> None:

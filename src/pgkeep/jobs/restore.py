@@ -17,7 +17,7 @@ import msgspec
 from pgkeep.datadir.lay_down import LaidDown, LayDown
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.amount import size_text
-from pgkeep.jobs.clear_away import clear_away, link_wal
+from pgkeep.jobs.clear_away import check_clear, clear_away, link_wal
 from pgkeep.jobs.fenced_server import Voice
 from pgkeep.jobs.old_directories import remove_old
 from pgkeep.jobs.old_server import start_old_server, stop_old_server
@@ -96,6 +96,7 @@ def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None 
             log.done("OK")
         if run.state.phases_done < 2:
             _clear(run, voice)
+            check_clear(prepared.target, run.state)
             prepared, laid = _lay_down(prepared, supply, ledger)
             link_wal(run.state)
             files, size = laid.files, laid.bytes

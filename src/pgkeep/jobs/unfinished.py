@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pgkeep.datadir.instance import PRIVATE_PREFIX
+from pgkeep.datadir.target import MARKER
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.phase_log import PHASES
 from pgkeep.jobs.restore_directory import RestoreDirectory
@@ -54,7 +55,7 @@ def unfinished_restore(data_directory: Path, asked: Mapping[str, Any]) -> Restor
             hint=f"bring it to its end first: pgkeep rollback --pgdata-dir={data_directory}",
         )
     if dict(asked) == state.asked:
-        return state
+        return None if _is_gone(state) else state
     if not _is_at_stake(state):
         return None
     other = ", ".join(
@@ -78,6 +79,13 @@ def is_unfinished(state: RestoreState) -> bool:
     if state.access and not ran_by_hand(state):
         return True
     return state.standby is not None or (state.directory / RECOVERY_SIGNAL).exists()
+
+
+def _is_gone(state: RestoreState) -> bool:
+    """Tell whether what a restore moved away was put back by hand, and what it laid down is not there any more."""
+    if not state.is_cleared or state.phases_done > 1:
+        return False
+    return not os.path.lexists(state.directory / MARKER) and not _is_at_stake(state)
 
 
 def _is_at_stake(state: RestoreState) -> bool:
