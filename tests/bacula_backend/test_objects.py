@@ -19,6 +19,7 @@ from pgkeep.bacula.objects import (
 from pgkeep.bacula.read_ahead import AHEAD_BYTES, ReadAhead
 from pgkeep.bacula.state import ClusterState, confirm_job
 from pgkeep.errors import FormatError, UsageError
+from pgkeep.pg.replication_state import ReplicationState, Slot
 from pgkeep.streams.item import EXTENT_BYTES, ItemHeader
 from pgkeep.streams.record import Database, FileEntry, Level, RecordHead, RecordTail
 
@@ -53,6 +54,17 @@ def test_lines_share_the_room() -> None:
     assert len(render_head_object(big, RecordTail(), lines=1)) > MAX_OBJECTS_BYTES // 3
     found, _ = parse_head_object(render_head_object(big, RecordTail(), lines=3))
     assert found.details["trimmed"] == [*TRIMMED[:3]]
+
+
+def test_replication_state_goes_before_what_phase_1_needs() -> None:
+    """A state that does not fit is left out whole, and the timeline's history stays."""
+    slots = [Slot(slot_name=f"slot_{number:05}", slot_type="physical") for number in range(2000)]
+    found, _ = parse_head_object(
+        render_head_object(head(replication=ReplicationState(slots=slots), history="1\t0/1\tx"), RecordTail())
+    )
+    assert found.replication is None
+    assert found.history == "1\t0/1\tx"
+    assert found.details["trimmed"] == [*TRIMMED[:5]]
 
 
 def test_head_that_never_fits_is_an_error() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pgkeep.datadir.postmaster import read_control_file, running_postmaster
-from pgkeep.datadir.service import Service, ServiceKind, find_service, start_server, stop_server
+from pgkeep.datadir.service import Service, ServiceKind, start_server, stop_server
+from pgkeep.datadir.service_search import find_service
 from pgkeep.errors import RecoveryFailed, RestoreRefused
 from pgkeep.pg.control_file import ClusterState
 from tests.lab.cluster import Cluster, MakeCluster

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.datadir.processes import Process, all_processes, ancestors
+from pgkeep.datadir.processes import Process, all_processes, ancestors, unit_in
 from pgkeep.datadir.service import Service, ServiceKind
 from pgkeep.datadir.supervisor import find_supervisor
 from tests.lab.cluster import wait_for
@@ -216,6 +216,23 @@ def test_a_program_above_the_server_minds_it(start_program: StartProgram, data: 
 def test_programs_are_known_by_what_runs(words: str, is_patroni: bool) -> None:
     """The script counts and not its interpreter; a file that somebody looks at does not."""
     assert ("patroni" in Process(1, tuple(words.split())).names) == is_patroni
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("0::/system.slice/bacula-fd.service\n", "bacula-fd.service"),
+        ("12:cpu:/x\n1:name=systemd:/system.slice/system-postgresql.slice/postgresql@18-main.service\n0::/\n",
+         "postgresql@18-main.service"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/terminal.service\n", ""),
+        ("0::/user.slice/user-0.slice/session-3.scope\n", ""),
+        ("0::/\n", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_service_that_a_process_belongs_to(text: str, unit: str) -> None:
+    """By its control group, as both versions write it."""
+    assert unit_in(text) == unit
 
 
 def answer_as_cibadmin(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

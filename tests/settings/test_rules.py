@@ -180,3 +180,22 @@ def test_neighbouring_directory_is_outside() -> None:
     """A directory whose name merely begins like the data directory's lies outside of it."""
     resolved = restore(pgdata_dir="/srv/a", wal_restore_dir="/srv/a-wal")
     assert resolved.origin("wal_restore_dir").rank is Rank.LINE
+
+
+@pytest.mark.parametrize(("name", "value"), [("target_timeline", "3"), ("recovery_target_action", "pause")])
+def test_a_standby_follows_its_primary(name: str, value: str) -> None:
+    """A standby has no timeline and no end of its own; the Plugin line's, which is the backup's, does not count."""
+    with pytest.raises(UsageError) as caught:
+        restore(restore_as_standby="yes", **{name: value})
+    assert caught.value.message == f"restore_as_standby has no {name}, found one on the command line"
+    line = parse_plugin_line("pgkeep: mode=pitr recovery_target_action=pause").assignments()
+    asked = [*line, *assignments({"restore_as_standby": "yes"}, RESTORE_MENU)]
+    assert resolve(asked, verb="restore").flag("restore_as_standby")
+
+
+def test_a_primary_without_a_standby() -> None:
+    """Who names a primary for what will be no standby is told."""
+    assert restore(primary_conninfo="host=a").warnings == (
+        "primary_conninfo has no meaning without restore_as_standby on the command line",
+    )
+    assert restore(primary_conninfo="host=a", restore_as_standby="yes").warnings == ()

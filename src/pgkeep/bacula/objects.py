@@ -31,12 +31,12 @@ TRIMMED = (
     "details.databases",
     "warnings",
     "damaged",
+    "replication",
     "backup_label",
     "tablespace_map",
     "settings",
     "history",
     "libraries",
-    "replication",
 )
 """What is left out of the restore object, one after the other, until it fits; all of it stands in the record."""
 

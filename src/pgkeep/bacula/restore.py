@@ -103,9 +103,6 @@ class _Restore:
             raise RestoreRefused(
                 "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
             )
-        if self._settings.flag("restore_as_standby"):
-            # Without it a second primary would come up.
-            raise UsageError("restore_as_standby is not in this version of pgkeep")
         if not self._settings.is_given("timeout"):
             # An operator may look for a tape for hours; the end of the daemon is noticed anyway.
             channel.limit_silence(0)
@@ -224,6 +221,7 @@ class _Restore:
                 settings=self._settings,
                 place=self._where.place,
                 now=self._now,
+                restore_id=str(self._session.job.job_id or f"{self._now:%Y%m%dT%H%M%SZ}"),
                 say=self._say,
                 warn=self._channel.warn,
             )

@@ -88,6 +88,35 @@ def restore(cluster: Cluster, json: Json = False, *, values: dict[str, Any]) -> 
     run(open_call("restore", cluster, values), as_json=json)
 
 
+Restored = Annotated[str, typer.Argument(metavar="[CLUSTER]", help="The cluster, whose settings may name the place.")]
+
+
+@app.command()
+@with_options("finish")
+def finish(cluster: Restored = "", json: Json = False, *, values: dict[str, Any]) -> None:
+    """Start a restored server, watch its replay, check it and open it; go on with a restore that stopped."""
+    from pgkeep.cli.finish import run
+
+    run(open_call("finish", cluster, values), as_json=json)
+
+
+@app.command()
+@with_options("rollback")
+def rollback(
+    cluster: Restored = "",
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Give up what was written into the restored cluster since.")
+    ] = False,
+    json: Json = False,
+    *,
+    values: dict[str, Any],
+) -> None:
+    """Undo a restore: put back what it moved away, and remove what it restored."""
+    from pgkeep.cli.rollback import run
+
+    run(open_call("rollback", cluster, values), is_discarded=discard, as_json=json)
+
+
 @app.command()
 @with_options("info")
 def info(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
+from pgkeep.jobs.restore_settings import audit_file
 from pgkeep.modes import MODES
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
+
+if TYPE_CHECKING:
+    from pgkeep.jobs.audit_file import AuditFile
 
 DUMP_SETTINGS = ("target_database", "new_database", "output_dir", "restore_globals")
 
@@ -39,27 +43,63 @@ def run(call: Call, *, as_json: bool) -> None:
 
 def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], *, as_json: bool) -> None:
     """Restore a cluster from its physical backups."""
+    now = dt.datetime.now(dt.UTC)
+    audit = audit_file(call.settings, f"{now:%Y%m%dT%H%M%SZ}", say=say, warn=warn)
+    if call.settings.flag("dry_run_restore"):
+        _restore_cluster(call, cluster, heads, audit, now, as_json=as_json)
+        return
+    with audit.kept():
+        _restore_cluster(call, cluster, heads, audit, now, as_json=as_json)
+
+
+def _restore_cluster(
+    call: Call, cluster: ClusterVault, heads: list[RecordHead], audit: AuditFile, now: dt.datetime, *, as_json: bool
+) -> None:
+    from pgkeep.jobs.old_wal import archive_old_wal
     from pgkeep.jobs.recovery_plan import plan_recovery
     from pgkeep.jobs.restore import restore
     from pgkeep.jobs.restore_plan import prepare
     from pgkeep.jobs.restore_request import RestoreRequest
-    from pgkeep.jobs.restore_settings import recovery_target, tablespace_places
+    from pgkeep.jobs.restore_settings import recovery_target, restore_options, tablespace_places
+    from pgkeep.jobs.standby_plan import plan_standby_recovery, standby_plan
+    from pgkeep.jobs.unfinished import asked_for, unfinished_restore
     from pgkeep.server.tools import toolbox_for_server
     from pgkeep.vault.survey import survey
     from pgkeep.vault.wal_view import WalView
 
-    settings, now = call.settings, dt.datetime.now(dt.UTC)
+    settings = call.settings
     target = recovery_target(settings, now)
-    with WalView(cluster.archive) as view:
-        recovery = plan_recovery(
-            [head for head in heads if head.mode == "pitr"],
-            target,
-            view,
-            now=now,
-            backup_id=settings.text("backup_id") or "",
-            find_restore_point=view.restore_point,
-            times_of=view.times,
-        )
+    physical = [head for head in heads if head.mode == "pitr"]
+    standby = standby_plan(settings, physical)
+    asked = asked_for(
+        target,
+        tablespaces=settings.mapping("tablespace_map"),
+        port=settings.optional_number("port") or 0,
+        is_wiped=settings.flag("wipe_pgdata"),
+        backup_id=settings.text("backup_id") or "",
+        standby_of=standby.where if standby is not None else "",
+    )
+    place = settings.text("pgdata_dir") or (physical[-1].data_directory if physical else "")
+    unfinished = unfinished_restore(Path(place), asked) if place else None
+    with WalView(cluster.archive, tell=audit.say) as view:
+        if settings.flag("overwrite_existing") and unfinished is None and standby is None:
+            is_dry = settings.flag("dry_run_restore")
+            archive_old_wal(
+                Path(place), cluster.archive, physical, target, view, say=audit.say, warn=audit.warn, is_dry=is_dry
+            )
+        backup_id = unfinished.backup_id if unfinished is not None else settings.text("backup_id") or ""
+        if standby is not None and standby.primary is not None:
+            recovery = plan_standby_recovery(standby, physical, view, backup_id=backup_id)
+        else:
+            recovery = plan_recovery(
+                physical,
+                target,
+                view,
+                now=now,
+                backup_id=backup_id,
+                find_restore_point=view.restore_point,
+                times_of=view.times,
+            )
     base = recovery.base
     with cluster.open_backup(base.backup_id) as backup:
         data_directory = Path(settings.text("pgdata_dir") or base.data_directory)
@@ -69,6 +109,7 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
             data_directory=data_directory,
             tablespaces=tablespace_places(settings.mapping("tablespace_map"), base),
             overwrite_existing=settings.flag("overwrite_existing"),
+            wipe=settings.flag("wipe_pgdata"),
             start=settings.flag("start_postgresql_after_restore"),
             archive=cluster.archive,
             vault_path=call.vault_path,
@@ -79,15 +120,21 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
             tablespace_bytes=survey(backup).tablespace_bytes,
             user=settings.text("unix_user") or "",
             port=settings.optional_number("port") or 0,
-            say=say,
-            warn=warn,
+            asked=asked,
+            unfinished=unfinished,
+            options=restore_options(settings),
+            standby=standby,
+            retain_days=settings.number("pgdata_backup_retain_days"),
+            audit=audit,
+            say=audit.say,
+            warn=audit.warn,
         )
         prepared = prepare(request, now=now)
         if settings.flag("dry_run_restore"):
             _print_plan(list(prepared.lines()), as_json=as_json)
             return
         for line in prepared.lines():
-            say(line)
+            audit.say(line)
         with Meter("laying down", total_bytes=backup.tail.bytes) as meter:
             result = restore(prepared, _Metered(backup.items, meter))
     if as_json:

@@ -29,6 +29,8 @@ from pgkeep.errors import RecoveryFailed, ToolError
 
 POLL_SECONDS = 0.05
 LOG_TAIL_BYTES = 64 << 10
+PRIVATE_PREFIX = "pgkeep-"
+"""Begins the name of the directory that holds a fenced server's socket."""
 
 _ACCESS_FILES = {"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}
 
@@ -68,7 +70,7 @@ class PrivateAccess:
     def make(cls, owner: Owner) -> PrivateAccess:
         """Make the directory, with a ``pg_hba.conf`` that trusts whoever can enter it."""
         # Under /tmp and not under TMPDIR: a socket's path has at most 107 bytes.
-        directory = Path(tempfile.mkdtemp(prefix="pgkeep-", dir="/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix=PRIVATE_PREFIX, dir="/tmp"))
         (directory / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
         (directory / "pg_ident.conf").write_text("")
         if os.geteuid() == 0:
@@ -99,7 +101,9 @@ class PrivateAccess:
 class Instance:
     """The server of one data directory, started by pgkeep or found running."""
 
-    def __init__(self, data_directory: Path, *, bin_directory: Path, log_path: Path) -> None:
+    def __init__(
+        self, data_directory: Path, *, bin_directory: Path, log_path: Path, config_file: Path | None = None
+    ) -> None:
         """
         Touch nothing yet.
 
@@ -108,20 +112,21 @@ class Instance:
             bin_directory: Where the ``postgres`` of the right major version is.
             log_path: Takes the server's output, which is appended; where it cannot be written, a file under the
                 directory for temporary files does, and ``log_path`` names that from the first start on.
+            config_file: Its ``postgresql.conf`` when that is not in the data directory.
         """
         self.data_directory = data_directory
         self.log_path = log_path
+        self._config_file = config_file
         self._program = bin_directory / "postgres"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
-    def start(self, settings: Mapping[str, str], *, config_file: Path | None = None, is_final: bool = False) -> None:
+    def start(self, settings: Mapping[str, str], *, is_final: bool = False) -> None:
         """
         Start the server and return without waiting for it.
 
         Args:
             settings: Passed on its command line, where every user of the host can read them; they win over all files.
-            config_file: Its ``postgresql.conf`` when that is not in the data directory.
             is_final: The server is to stay: its configuration says who may enter and where its log goes. Only where it
                 names an access file that is not on this host, the one in the data directory takes its place.
 
@@ -140,7 +145,7 @@ class Instance:
                 hint=f'run pgkeep as root or as "{owner.user_name}"',
             )
         arguments = [str(self._program), "-D", str(self.data_directory)]
-        places = self._lasting_places(config_file, owner) if is_final else self._places(config_file)
+        places = self._lasting_places(owner) if is_final else self._places()
         for name, value in (places | dict(settings)).items():
             arguments += ["-c", f"{name}={value}"]
         is_root = os.geteuid() == 0
@@ -229,6 +234,12 @@ class Instance:
             if time.monotonic() > deadline:
                 raise RecoveryFailed(f"the server in {self.data_directory} did not stop within {timeout_seconds:g} s")
             pause.wait(POLL_SECONDS)
+        # What runs there from now on may be somebody else's: its service's.
+        self._process = None
+
+    def configured(self, setting: str) -> str:
+        """Return what the server makes of *setting* in its files, includes and all; empty when it refuses them."""
+        return self._configured(setting, self._places(), Owner.of(self.data_directory))
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """Return the last *lines* that the server wrote since it was started here, oldest first."""
@@ -253,9 +264,9 @@ class Instance:
         self.log_path = Path(name)
         return os.fdopen(descriptor, "ab")
 
-    def _places(self, config_file: Path | None) -> dict[str, str]:
+    def _places(self) -> dict[str, str]:
         """Return settings that keep the server inside its own directory."""
-        places = self._main_places(config_file) | {"logging_collector": "off", "log_destination": "stderr"}
+        places = self._main_places() | {"logging_collector": "off", "log_destination": "stderr"}
         # An empty name is one that cannot be written, which the server complains about: only where there is another.
         if "external_pid_file" in foreign_places(self.data_directory):
             places["external_pid_file"] = ""
@@ -264,19 +275,19 @@ class Instance:
                 places[setting] = str(self.data_directory / name)
         return places
 
-    def _lasting_places(self, config_file: Path | None, owner: Owner) -> dict[str, str]:
+    def _lasting_places(self, owner: Owner) -> dict[str, str]:
         """Return settings without which the server would not start as its configuration says."""
-        places = self._main_places(config_file)
+        places = self._main_places()
         for setting, name in _ACCESS_FILES.items():
             configured = self._configured(setting, places, owner)
             if configured and not os.path.exists(configured) and (self.data_directory / name).exists():
                 places[setting] = str(self.data_directory / name)
         return places
 
-    def _main_places(self, config_file: Path | None) -> dict[str, str]:
+    def _main_places(self) -> dict[str, str]:
         places = {"data_directory": str(self.data_directory)}
-        if config_file is not None:
-            places["config_file"] = str(config_file)
+        if self._config_file is not None:
+            places["config_file"] = str(self._config_file)
         return places
 
     def _configured(self, setting: str, places: Mapping[str, str], owner: Owner) -> str:

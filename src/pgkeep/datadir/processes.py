@@ -108,6 +108,27 @@ def ancestors(pid: int) -> Iterator[Process]:
         yield process
 
 
+def own_unit() -> str:
+    """Return the systemd service that we run in, whose end is that of whatever we start; empty for none."""
+    try:
+        return unit_in((_PROC / "self" / "cgroup").read_text(errors="replace"))
+    except OSError:
+        return ""
+
+
+def unit_in(cgroup: str) -> str:
+    """Return the service that the text of a ``cgroup`` file names; empty for none, such as in somebody's session."""
+    for line in cgroup.splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        # Version 2 is hierarchy 0; version 1 has one of systemd's own.
+        if hierarchy == "0" or controllers == "name=systemd":
+            services = [part for part in path.split("/") if part.endswith(".service")]
+            # Beneath a user's manager there are units of the user's own.
+            return "" if any(part.startswith("user@") for part in services) else (services or [""])[-1]
+    return ""
+
+
 def _parent(pid: int) -> int:
     try:
         # The name in parentheses may hold anything, parentheses included; what follows the last one is plain.

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pgkeep.datadir.postmaster import running_postmaster
 from pgkeep.datadir.processes import Process, all_processes, ancestors
-from pgkeep.datadir.service import Service, is_same_place
+from pgkeep.datadir.service import Service
+from pgkeep.datadir.service_search import is_same_place
 
 _PATRONI_DIRECTORY = re.compile(r"^\s*[\"']?data_dir[\"']?\s*:\s*(\S.*?)\s*$", re.MULTILINE)
 _REPMGR_DIRECTORY = re.compile(r"^\s*data_directory\s*=\s*(\S.*?)\s*$", re.MULTILINE)

@@ -22,6 +22,10 @@ from pgkeep.errors import BackupUnusable, FormatError, RestoreRefused
 from pgkeep.pg import data_directory as names
 
 MARKER = "pgkeep.restoring"
+STATE_DIRECTORY = "pgkeep.restore"
+"""What a restore knows, where it cannot be kept beside the data directory."""
+OLD_CONTENTS = "pgkeep.old."
+"""Begins the name of a directory in a mount point that holds what lay in the mount point before a restore."""
 HELD_CONTROL_FILE = f"{names.CONTROL_FILE}.pgkeep"
 
 _SINGLE = frozenset({names.BACKUP_LABEL, names.TABLESPACE_MAP, names.CONFIGURATION_DIRECTORY})
@@ -69,6 +73,13 @@ class Target:
         marked = os.path.lexists(self.data_directory / MARKER)
         return marked and not os.path.lexists(self.data_directory / names.CONTROL_FILE)
 
+    def own_leftovers(self) -> list[Path]:
+        """Return the directories that ``begin`` will clear: what a restore that did not end left in them."""
+        if not self.is_marked:
+            return []
+        outside = [path for path in self.outside.values() if self._is_own_leftover(path)]
+        return [self.data_directory, *(path / self.version_directory for path in outside)]
+
     def place(self, path: str) -> tuple[Path, str]:
         """
         Return in which of ``directories`` an item belongs, and its path beneath that.
@@ -106,13 +117,16 @@ class Target:
             return self.data_directory, "/".join((head, *rest))
         raise FormatError(f'item has no place in a data directory: "{path}"')
 
-    def check(self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False) -> None:
+    def check(
+        self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False, may_stop: bool = False
+    ) -> None:
         """
         Refuse the restore here, before anything is touched.
 
         Args:
             sizes: Bytes that will be written beneath each of ``directories``.
             is_overwritten: What stands there will be moved away by the caller: only emptiness is not asked for.
+            may_stop: A server that runs there will be stopped by the caller.
 
         Raises:
             RestoreRefused: A server runs there, something is in the way, or a file system has too little space.
@@ -121,9 +135,10 @@ class Target:
         for directory in self.directories:
             self._check_kind(directory)
         postmaster = running_postmaster(self.data_directory) if self.data_directory.is_dir() else None
-        if postmaster is not None:
+        if postmaster is not None and not may_stop:
             raise RestoreRefused(
-                f"a server runs in {self.data_directory}: process {postmaster.pid}", hint="stop it first"
+                f"a server runs in {self.data_directory}: process {postmaster.pid}",
+                hint="restore into another directory, or let overwrite_existing stop it and move its files away",
             )
         if not is_overwritten:
             self._check_emptiness()
@@ -134,7 +149,7 @@ class Target:
         is_leftover = self.is_marked
         for directory in self.directories:
             is_own_leftover = is_leftover and self._is_own_leftover(directory)
-            _make_directories(directory, self.owner)
+            make_directories(directory, self.owner)
             beneath = Beneath(directory, owner=self.owner)
             try:
                 # The mark comes first and goes last: a restore that is killed while it clears is found again.
@@ -142,7 +157,7 @@ class Target:
                     self._mark(beneath)
                 if directory == self.data_directory:
                     if is_leftover:
-                        beneath.clear(keep=frozenset({MARKER, "lost+found"}))
+                        beneath.clear(keep=kept_names(directory) | {MARKER})
                 elif is_own_leftover and directory != self.wal_directory:
                     beneath.remove_tree(self.version_directory)
             finally:
@@ -186,6 +201,7 @@ class Target:
                     )
 
     def _check_kind(self, directory: Path) -> None:
+        directory = Path(os.path.realpath(directory))
         if os.path.lexists(directory) and not directory.is_dir():
             raise RestoreRefused(f"restore target is not a directory: {directory}")
         existing = _existing_ancestor(directory)
@@ -230,26 +246,42 @@ class Target:
                 )
 
     def _check_space(self, sizes: Mapping[Path, int]) -> None:
-        needs: dict[int, int] = {}
-        places: dict[int, Path] = {}
-        for directory, size in sizes.items():
-            existing = _existing_ancestor(directory)
-            device = os.stat(existing).st_dev
-            needs[device] = needs.get(device, 0) + size
-            places.setdefault(device, existing)
-        for device, need in needs.items():
-            space = os.statvfs(places[device])
-            free = space.f_bavail * space.f_frsize
-            if free < need + _SPACE_RESERVE_BYTES:
+        for space in spaces(sizes):
+            if space.free_bytes < space.needed_bytes:
                 raise RestoreRefused(
-                    f"not enough space for the restore on the file system of {places[device]}: "
-                    f"{need + _SPACE_RESERVE_BYTES} bytes are needed, {free} are free"
+                    f"not enough space for the restore on the file system of {space.place}: "
+                    f"{space.needed_bytes} bytes are needed, {space.free_bytes} are free"
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a restore needs of the file system of *place*, with what must be left of it, and what is free there."""
+
+    place: Path
+    needed_bytes: int
+    free_bytes: int
+
+
+def spaces(sizes: Mapping[Path, int]) -> list[Space]:
+    """Return one entry for each file system of *sizes*: how much goes beneath which directory, which may be absent."""
+    needs: dict[int, int] = {}
+    places: dict[int, Path] = {}
+    for directory, size in sizes.items():
+        existing = _existing_ancestor(directory)
+        device = os.stat(existing).st_dev
+        needs[device] = needs.get(device, 0) + size
+        places.setdefault(device, existing)
+    found = []
+    for device, need in needs.items():
+        status = os.statvfs(places[device])
+        found.append(Space(places[device], need + _SPACE_RESERVE_BYTES, status.f_bavail * status.f_frsize))
+    return found
 
 
 def _check_empty(directory: Path) -> None:
     try:
-        found: Iterable[str] = sorted(set(os.listdir(directory)) - {"lost+found"})[:3]
+        found: Iterable[str] = sorted(set(os.listdir(directory)) - kept_names(directory))[:3]
     except FileNotFoundError:
         return
     if found:
@@ -259,15 +291,23 @@ def _check_empty(directory: Path) -> None:
         )
 
 
+def kept_names(directory: Path) -> frozenset[str]:
+    """Return which names in *directory* are no part of a cluster, and stay when a restore clears it."""
+    own = {name for name in os.listdir(directory) if name.startswith(OLD_CONTENTS)}
+    return frozenset({"lost+found", STATE_DIRECTORY, *own})
+
+
 def _existing_ancestor(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
 
 
-def _make_directories(directory: Path, owner: Owner | None) -> None:
+def make_directories(directory: Path, owner: Owner | None) -> None:
     """Make *directory* with mode 0700 and those above it with 0755, so that the server's user can get there."""
     missing = []
+    # Where a link leads: what it led to may have been renamed out of the way.
+    directory = Path(os.path.realpath(directory))
     path = directory
     while not path.exists():
         missing.append(path)

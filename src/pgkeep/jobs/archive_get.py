@@ -61,8 +61,10 @@ def find_held(archive: WalArchive, name: str, plan: WalPlan | None, deliver: Cal
     Call *deliver* with the name under which the archive holds *name*, until it returns true.
 
     That is *name* itself, then its partial form where the plan says so. Returns False when all are absent and the
-    plan, if any, does not need the file.
+    plan, if any, does not need the file, or when the plan leaves it out.
     """
+    if plan is not None and plan.excludes(name):
+        return False
     if deliver(name):
         return True
     if plan is not None:

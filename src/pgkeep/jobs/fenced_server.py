@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pgkeep.datadir.configured_start import start_as_configured
 from pgkeep.datadir.durable import remove_file
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.datadir.owner import Owner
+from pgkeep.datadir.postmaster import running_postmaster
 from pgkeep.datadir.recovery_files import (
     append_settings,
     remove_settings,
     remove_signals,
 )
-from pgkeep.errors import BackupUnusable, RecoveryFailed
+from pgkeep.errors import CheckFailed
 from pgkeep.jobs.archive_service import ArchiveService
+from pgkeep.jobs.fence import Fence
+from pgkeep.jobs.fenced_replay import FencedReplay
+from pgkeep.jobs.old_server import service_of
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import settings_of_recovery
-from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
-from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, fence_settings
-from pgkeep.server.connection import fetch
+from pgkeep.jobs.replay import ReplayEnd, ReplayOverdue, open_private
+from pgkeep.jobs.restore_directory import RestoreRun
+from pgkeep.jobs.restore_state import RestoreState, StoredEnd
+from pgkeep.jobs.restored_checks import WantedChecks, check_behind_fence, check_stopped
+from pgkeep.jobs.standby_plan import StandbyState
+from pgkeep.jobs.standby_watch import watch_standby
+from pgkeep.jobs.topology import restore_topology
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.recovery import TargetAction, isolation_settings
+from pgkeep.server.connection import Server
 from pgkeep.wire.archive_packets import Operation
 
 
@@ -43,204 +56,248 @@ class Voice:
 class FencedServer:
     """Phases 4 to 6: the restored server behind its fence, with pgkeep answering its restore_command."""
 
-    def __init__(self, state: RestoreState, access: PrivateAccess, voice: Voice) -> None:
+    def __init__(self, run: RestoreRun, access: PrivateAccess, voice: Voice) -> None:
         """
         Touch nothing yet.
 
         Args:
-            state: Of the restore; phase 3 is done.
-            access: The way into the server.
+            run: The restore; phase 3 is done, and whatever an earlier process did of the others.
+            access: The way into the server, which may run already.
             voice: Is told what happens.
         """
-        self._state = state
+        self._run = run
         self._access = access
         self._voice = voice
+        state = run.state
         self._owner = state.owner_of_files or Owner.of(state.directory)
-        self._instance = Instance(state.directory, bin_directory=Path(state.bin_directory), log_path=state.log_path)
-        self._fence = (
-            fence_settings(major=state.major, socket_directory=str(access.directory))
-            | access.settings()
-            | {name: str(value) for name, value in state.minimums.items()}
-            | WATCHED_LOG
+        self._instance = Instance(
+            state.directory,
+            bin_directory=Path(state.bin_directory),
+            log_path=state.log_path,
+            config_file=state.outside.own_config_file,
         )
+        self._fence = Fence(self._instance, access, major=state.major, minimums=state.minimums, say=voice.say)
         self.archive_socket = archive_socket_of(access)
-
-    def run(self, log: PhaseLog) -> tuple[ReplayEnd, tuple[str, ...]]:
-        """Replay, check, and open the server; whatever fails leaves it stopped."""
-        # The server's user must get through to the socket; nobody else gets into the directory above.
-        self.archive_socket.parent.mkdir(mode=0o711)
-        self.archive_socket.parent.chmod(0o711)
-        service = ArchiveService(
-            self._state.archive,
-            self.archive_socket,
-            operations=(Operation.GET,),
-            plan_path=self._state.wal_plan_path,
-            client_uid=self._owner.uid,
+        self._replay = FencedReplay(
+            run, self._instance, self._fence, access, self.archive_socket, say=voice.say, warn=voice.warn
         )
-        thread = threading.Thread(target=service.serve, name="archive-service", daemon=True)
+
+    @property
+    def _state(self) -> RestoreState:
+        return self._run.state
+
+    def run(self, log: PhaseLog, *, is_opened: bool = False) -> tuple[ReplayEnd, tuple[str, ...]]:
+        """
+        Replay, check, and open the server; whatever fails leaves it stopped.
+
+        Args:
+            log: Stands behind the phases that are done.
+            is_opened: A server that waits at its target, or was shut down there, is promoted.
+        """
         finished = False
         try:
-            with service:
-                thread.start()
-                try:
-                    end = self._replay()
-                finally:
-                    service.stop()
-                    thread.join()
-            log.done(f"replay ended at {end.lsn}, {'promoted to' if end.is_promoted else 'on'} timeline {end.timeline}")
+            with self._archive_answered():
+                end = self._ended(log)
+                if is_opened and not self._is_through(end):
+                    end = self._open(end)
             databases = self._finish(end, log)
             finished = True
         except ReplayOverdue as overdue:
             finished = True
-            overdue.hint += f"; to look: {self._way_in}"
+            overdue.hint += f"; to look: {self._way_in}; pgkeep finish goes on watching it"
             raise
         finally:
             if not finished:
                 self._instance.stop()
         return end, databases
 
-    @property
-    def _way_in(self) -> str:
-        return f"psql -h {self._access.directory} -p {self._access.port} -U {self._state.superuser}"
+    @contextlib.contextmanager
+    def _archive_answered(self) -> Iterator[None]:
+        """Answer the server's restore_command."""
+        # The server's user must get through to the socket; nobody else gets into the directory above.
+        self.archive_socket.parent.mkdir(mode=0o711, exist_ok=True)
+        self.archive_socket.parent.chmod(0o711)
+        service = ArchiveService(
+            self._state.archive,
+            self.archive_socket,
+            operations=(Operation.GET,),
+            plan_path=self._state.wal_plan_path if self._state.wal_plan_path.exists() else None,
+            client_uid=self._owner.uid,
+        )
+        thread = threading.Thread(target=service.serve, name="archive-service", daemon=True)
+        with service:
+            thread.start()
+            try:
+                yield
+            finally:
+                service.stop()
+                thread.join()
 
-    def _finish(self, end: ReplayEnd, log: PhaseLog) -> tuple[str, ...]:
-        access, superuser = self._access, self._state.superuser
-        if not end.is_promoted and self._state.target.action is TargetAction.SHUTDOWN:
-            log.done("nothing to do: the server is shut down at the target")
-            log.done("the server is shut down at the target, as asked")
-            return ()
-        log.done(_disable_subscriptions(access, superuser) if end.is_promoted else "waits for the promotion")
-        databases = _ask_every_database(access, superuser)
-        if not end.is_promoted:
-            log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
-            self._voice.say(f"to look: {self._way_in}")
-            self._voice.say("to open it: SELECT pg_wal_replay_resume(), then stop it and start it: not pg_ctl restart")
-            return databases
-        self._lift_fence()
-        log.done(f"every database answers ({len(databases)})")
-        return databases
+    def _ended(self, log: PhaseLog) -> ReplayEnd:
+        """Return where the replay ended; by an earlier process, perhaps."""
+        state = self._state
+        if state.end is not None:
+            end = _end_of(state.end)
+            if self._is_through(end) and not state.is_lifting and self._instance.status() is ServerStatus.STOPPED:
+                self._fence.start()
+                self._instance.wait_for({ServerStatus.READY}, timeout_seconds=state.timeout_seconds)
+            is_to_wait = not self._is_through(end) and state.target.action is TargetAction.PAUSE
+            if is_to_wait and self._instance.status() is ServerStatus.STOPPED:
+                self._replay.attempt(state.target)
+            return end
+        standby = state.standby
+        end = self._replay.run() if standby is None else self._replay.large_enough(lambda: self._follow(standby))
+        self._run.record(phases_done=4, end=_stored(end))
+        how = "promoted to" if end.is_promoted else "on"
+        if state.standby is not None:
+            log.done(f"streams from {state.standby.where} at {end.lsn}, {how} timeline {end.timeline}")
+        else:
+            log.done(f"replay ended at {end.lsn}, {how} timeline {end.timeline}")
+        return end
 
-    def _attempt(self, target: RecoveryTarget) -> ReplayEnd:
-        self._instance.start(self._fence)
-        return watch_replay(
+    def _is_through(self, end: ReplayEnd) -> bool:
+        """Tell whether the server is what was asked for: a primary, or a standby that follows one."""
+        return end.is_promoted or self._state.standby is not None
+
+    def _follow(self, standby: StandbyState) -> ReplayEnd:
+        if self._instance.status() is ServerStatus.STOPPED:
+            settings = settings_of_recovery(self._state, self._state.target, socket=self.archive_socket)
+            append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
+            self._fence.start()
+        return watch_standby(
             self._instance,
             self._access,
-            target,
-            major=self._state.major,
+            standby,
             superuser=self._state.superuser,
             timeout_seconds=self._state.timeout_seconds,
             say=self._voice.say,
         )
 
-    def _replay(self) -> ReplayEnd:
-        state, target = self._state, self._state.target
-        if target.kind not in (TargetKind.TIME, TargetKind.IMMEDIATE):
-            end = self._attempt(target)
-            if target.kind is TargetKind.LATEST:
-                self._check_reached_end(end)
-            return end
-        try:
-            end = self._attempt(target)
-        except ReplayOverdue:
-            raise
-        except RecoveryFailed as failure:
-            if state.has_hole:
-                raise
-            end = self._replay_without(target, failure)
-        if not end.is_target_met:
-            if state.has_hole:
-                raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
-            self._check_reached_end(end)
-            self._say_end_of_wal(end)
-        return end
+    def _open(self, end: ReplayEnd) -> ReplayEnd:
+        """Promote the server, which ended its replay at the target without; return where that was."""
+        promoting = replace(self._state.target, action=TargetAction.PROMOTE)
+        if self._instance.status() is not ServerStatus.STOPPED:
+            with open_private(self._access, superuser=self._state.superuser) as server:
+                server.row("SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume()::text END")
+        opened = self._replay.attempt(promoting)
+        self._run.record(end=_stored(opened))
+        self._voice.say(f"the server waited at {end.lsn}; it is promoted to timeline {opened.timeline} now")
+        return opened
 
-    def _check_reached_end(self, end: ReplayEnd) -> None:
-        check_reached_end(
-            end, self._state.end_of_wal, segment_size=self._state.segment_size, log_path=self._instance.log_path
-        )
+    @property
+    def _way_in(self) -> str:
+        return f"psql -h {self._access.directory} -p {self._access.port} -U {self._state.superuser}"
 
-    def _replay_without(self, target: RecoveryTarget, failure: RecoveryFailed) -> ReplayEnd:
-        """
-        Replay to the end of the WAL, and raise *failure* when something later than *target* came.
-
-        A time after the last commit, but within the WAL held, means the end of that WAL. A standby's backup is
-        consistent where its WAL ends. The server calls both a target that was not reached, and stops.
-        """
-        self._instance.stop()
-        latest = replace(target, kind=TargetKind.LATEST, value=None)
-        settings = settings_of_recovery(self._state, latest, socket=self.archive_socket)
-        append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
-        try:
-            end = self._attempt(latest)
-        except ReplayOverdue:
-            raise
-        except RecoveryFailed:
-            raise failure from None
-        if target.kind is TargetKind.IMMEDIATE:
-            is_later = end.lsn > self._state.end_of_backup
+    def _finish(self, end: ReplayEnd, log: PhaseLog) -> tuple[str, ...]:
+        state = self._state
+        if state.is_lifting:
+            # An earlier process was about to open the server: all that comes before that was done.
+            self._lift_fence()
+            databases: tuple[str, ...] = ()
+        elif not end.is_promoted and state.target.action is TargetAction.SHUTDOWN:
+            log.done("nothing to do: the server is shut down at the target")
+            log.done("the server is shut down at the target, as asked")
+            self._voice.say(f"to open it: pgkeep finish --pgdata-dir={state.directory}")
+            return ()
         else:
-            is_later = end.last_commit is not None and end.last_commit > target.time
-        if is_later:
-            raise failure
-        return replace(end, is_target_met=False)
+            if state.phases_done < 5:
+                log.done(self._restore_topology() if self._is_through(end) else "waits for the promotion")
+                if self._is_through(end):
+                    self._run.record(phases_done=5)
+            databases = self._check(is_through=self._is_through(end))
+            if not self._is_through(end):
+                log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
+                self._voice.say(f"to look: {self._way_in}")
+                self._voice.say(f"to open it: pgkeep finish --pgdata-dir={state.directory}")
+                return databases
+            self._run.record(is_lifting=True)
+            self._lift_fence()
+        self._run.record(phases_done=6, is_lifting=False, access="")
+        log.done(f"every database answers ({len(databases)})" if databases else "the server runs as it is configured")
+        return databases
 
-    def _say_end_of_wal(self, end: ReplayEnd) -> None:
-        last = f" ({end.last_commit.isoformat(sep=' ')})" if end.last_commit is not None else ""
-        target = self._state.target
-        if target.kind is TargetKind.TIME:
-            self._voice.say(f"the target time is after the last commit{last}: recovered to the end of the WAL")
-        if target.action is not TargetAction.PROMOTE:
-            self._voice.warn(f"the server was promoted instead of {target.action.value}: there is no target to stop at")
+    def _check(self, *, is_through: bool) -> tuple[str, ...]:
+        """Check the cluster, and return its databases; one that is not as it should be stays behind the fence."""
+        state, voice = self._state, self._voice
+        # What was asked for beyond that may take hours, and proves nothing of a server that is to replay more.
+        wanted = WantedChecks.of_options(state.options) if is_through else WantedChecks()
+        try:
+            names = check_behind_fence(
+                self._ask,
+                wanted,
+                owner_uid=self._owner.uid,
+                left_out=state.left_out,
+                libraries=state.libraries,
+                say=voice.say,
+                warn=voice.warn,
+            )
+            if wanted.checksums:
+                self._instance.stop(timeout_seconds=self._patience)
+                bin_directory = Path(state.bin_directory)
+                check_stopped(state.directory, wanted, bin_directory=bin_directory, say=voice.say, warn=voice.warn)
+        except CheckFailed:
+            # Whoever starts it by other means shall not open what is damaged.
+            settings = settings_of_recovery(state, state.target, socket=None)
+            settings |= isolation_settings(major=state.major)
+            append_settings(state.directory, settings, owner=state.owner_of_files)
+            raise
+        return names
+
+    def _ask(self, database: str) -> Server:
+        return open_private(self._access, superuser=self._state.superuser, dbname=database)
+
+    @property
+    def _patience(self) -> float:
+        """How long a stop or a start may take: a checkpoint of all that was replayed is not to be lost here."""
+        return max(300, self._state.timeout_seconds) if self._state.timeout_seconds else 7 * 86400
+
+    def _restore_topology(self) -> str:
+        if self._state.standby is not None:
+            return "a standby: slots and subscriptions are its primary's"
+
+        return restore_topology(self._run, self._ask, say=self._voice.say, warn=self._voice.warn)
 
     def _lift_fence(self) -> None:
         """Stop the server, take the recovery settings out, and start it as its own configuration says."""
         state = self._state
-        # A checkpoint of all that was replayed may take its time: nobody who waits for hours wants to lose it here.
-        timeout = max(300, state.timeout_seconds) if state.timeout_seconds else 7 * 86400
-        self._instance.stop(timeout_seconds=timeout)
-        settings = settings_of_recovery(state, state.target, socket=self.archive_socket)
-        remove_settings(state.directory, settings, owner=self._owner)
-        remove_signals(state.directory)
-        remove_file(state.wal_plan_path)
-        append_settings(state.directory, state.lasting, owner=self._owner)
-        # Its own configuration from here on; what lasts is in postgresql.auto.conf.
-        self._instance.start({}, is_final=True)
-        self._instance.wait_for({ServerStatus.READY}, timeout_seconds=timeout)
+        postmaster = running_postmaster(state.directory)
+        if postmaster is None or postmaster.socket_directory == state.access:
+            self._instance.stop(timeout_seconds=self._patience)
+            settings = settings_of_recovery(state, state.target, socket=self.archive_socket)
+            settings |= isolation_settings(major=state.major)
+            remove_settings(state.directory, settings, owner=self._owner)
+            if state.standby is None:
+                remove_signals(state.directory)
+            remove_file(state.wal_plan_path)
+            append_settings(state.directory, state.lasting, owner=self._owner)
+            # Its own configuration from here on; what lasts is in postgresql.auto.conf.
+            start_as_configured(
+                self._instance, service_of(state), timeout_seconds=self._patience, warn=self._voice.warn
+            )
+        # A standby that lets nobody in, by hot_standby = off, is never ready.
+        self._instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=self._patience)
+
+
+def _stored(end: ReplayEnd) -> StoredEnd:
+    return StoredEnd(
+        lsn=str(end.lsn),
+        timeline=int(end.timeline),
+        last_commit=end.last_commit.isoformat() if end.last_commit is not None else "",
+        is_promoted=end.is_promoted,
+        is_target_met=end.is_target_met,
+    )
+
+
+def _end_of(stored: StoredEnd) -> ReplayEnd:
+    return ReplayEnd(
+        Lsn.parse(stored.lsn),
+        Timeline(stored.timeline),
+        dt.datetime.fromisoformat(stored.last_commit) if stored.last_commit else None,
+        is_promoted=stored.is_promoted,
+        is_target_met=stored.is_target_met,
+    )
 
 
 def archive_socket_of(access: PrivateAccess) -> Path:
     """Return where pgkeep answers the restore_command of the server behind *access*."""
     return access.directory / "archive" / "socket"
-
-
-def _disable_subscriptions(access: PrivateAccess, superuser: str) -> str:
-    """Disable every subscription, so that lifting the fence wakes none; return what to say."""
-    disabled = 0
-    for name in _database_names(access, superuser):
-        with open_private(access, superuser=superuser, dbname=name) as server:
-            rows = server.rows(
-                "SELECT 'ALTER SUBSCRIPTION ' || quote_ident(subname) || ' DISABLE' FROM pg_subscription "
-                "WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            )
-            for (statement,) in rows:
-                fetch(server.sql, statement, where=server.where)
-                disabled += 1
-    return f"{disabled} subscriptions disabled" if disabled else "no subscription was enabled"
-
-
-def _database_names(access: PrivateAccess, superuser: str) -> list[str]:
-    with open_private(access, superuser=superuser) as server:
-        # A connection limit of -2 marks what an interrupted DROP DATABASE left: nobody can connect to it.
-        rows = server.rows(
-            'SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname COLLATE "C"'
-        )
-    return [name for (name,) in rows]
-
-
-def _ask_every_database(access: PrivateAccess, superuser: str) -> tuple[str, ...]:
-    names = _database_names(access, superuser)
-    for name in names:
-        with open_private(access, superuser=superuser, dbname=name) as server:
-            if not server.value("SELECT count(*) FROM pg_class"):
-                raise BackupUnusable(f"database {name} has an empty catalog")
-    return tuple(names)

@@ -10,9 +10,10 @@ PHASES = ("pre-check", "lay-down", "recovery-config", "start-and-replay", "topol
 class PhaseLog:
     """Counts the phases and says one line for each."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, phases_done: int = 0) -> None:
+        """Begin behind the phases that an earlier run has done."""
         self._say = say
-        self._phase = 0
+        self._phase = phases_done
 
     def done(self, text: str) -> None:
         """Say what came of the phase that is over; the next one begins."""

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
+import msgspec
+
+from pgkeep.jobs.own_configuration import outside_state
 from pgkeep.jobs.recovery_config import wal_plan
 from pgkeep.jobs.restore_plan import PreparedRestore
-from pgkeep.jobs.restore_state import RestoreState, text_of_target
+from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.restore_state import RestoreState, StoredAside, text_of_target
+from pgkeep.jobs.set_aside import separate_wal_directory
+from pgkeep.jobs.standby_plan import StandbyState
+from pgkeep.jobs.wal_plan import WalPlan
 from pgkeep.pg.capabilities import Capabilities
+from pgkeep.pg.data_directory import WAL_DIRECTORY
+from pgkeep.pg.recovery import lasting_standby_settings
 from pgkeep.pg.replay_settings import STARTING_SETTINGS
 from pgkeep.pg.tablespace_map import parse_tablespace_map, remap, render_tablespace_map
 from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
@@ -35,7 +47,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         segment_size=base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE,
         has_hole=recovery.has_hole,
         recovery_settings=_recovery_settings(prepared),
-        lasting=dict(prepared.lasting),
+        lasting=_lasting(prepared),
         minimums=dict(recovery.minimums),
         vault=str(request.vault_path),
         cluster=request.cluster_name,
@@ -44,10 +56,65 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         backup_label=base.backup_label,
         tablespace_map=_tablespace_map(prepared),
         configuration={name: value for name, value in base.settings.items() if name in STARTING_SETTINGS},
-        wal_plan=wal_plan(recovery).render(),
-        asides=[(str(aside.path), str(aside.new_path)) for aside in prepared.aside],
+        wal_plan=_wal_plan(prepared).render(),
+        asides=[StoredAside(str(aside.path), str(aside.new_path), aside.is_contents) for aside in prepared.aside],
+        wiped=[str(path) for path in prepared.wiped],
+        wal_link=_wal_link(prepared),
+        wal_directory=str(separate_wal_directory(target.data_directory) or "") if _wal_link(prepared) else "",
         is_asked_to_start=request.start,
+        asked=request.asked,
+        options=request.options,
+        replication=_replication(prepared),
+        is_copy=request.is_elsewhere,
+        private_wal=str(request.private_wal or ""),
+        server=prepared.service.as_dict(),
+        left_out=list(base.details.get("left_out", ())),
+        libraries=dict(base.libraries),
+        standby=_standby(request),
+        outside=outside_state(base, is_in_place=not request.is_copy, may_replace=request.overwrite_existing),
     )
+
+
+def _replication(prepared: PreparedRestore) -> dict[str, Any]:
+    recovery = prepared.request.recovery
+    state = recovery.replication or recovery.base.replication
+    return dict(msgspec.to_builtins(state)) if state is not None else {}
+
+
+def _wal_link(prepared: PreparedRestore) -> str:
+    """Return what ``pg_wal`` of the cluster that is replaced is a link to; empty when it is none."""
+    link = prepared.target.data_directory / WAL_DIRECTORY
+    return os.readlink(link) if link.is_symlink() and (prepared.aside or prepared.wiped) else ""
+
+
+def _standby(request: RestoreRequest) -> StandbyState | None:
+    if request.standby is None:
+        return None
+    return msgspec.structs.replace(request.standby.state, base_timeline=request.base.timeline)
+
+
+def _wal_plan(prepared: PreparedRestore) -> WalPlan:
+    plan, standby = wal_plan(prepared.request.recovery), prepared.request.standby
+    return plan if standby is None else standby.limit(plan)
+
+
+def _lasting(prepared: PreparedRestore) -> dict[str, str]:
+    request = prepared.request
+    lasting = dict(prepared.lasting)
+    if request.standby is not None:
+        # A standby needs for good what others need while they replay; and nothing of an earlier life: no target, and
+        # no slot, which another standby may be using.
+        lasting |= lasting_standby_settings(request.standby.conninfo) | _raised(request)
+    return lasting
+
+
+def _raised(request: RestoreRequest) -> dict[str, str]:
+    """Return what was raised at the source since the base, and must not be lower at a server that replays."""
+    return {
+        name: str(value)
+        for name, value in request.recovery.minimums.items()
+        if value > int(request.base.settings.get(name, value))
+    }
 
 
 def _recovery_settings(prepared: PreparedRestore) -> dict[str, str]:
@@ -57,11 +124,7 @@ def _recovery_settings(prepared: PreparedRestore) -> dict[str, str]:
     settings = {"max_logical_replication_workers": "0"}
     if not request.start:
         # Whoever starts it starts it once, to replay and to stay: what was raised since the base is raised here.
-        settings |= {
-            name: str(value)
-            for name, value in request.recovery.minimums.items()
-            if value > int(base.settings.get(name, value))
-        }
+        settings |= _raised(request)
     is_in_place = any(not tablespace.location for tablespace in base.tablespaces)
     # Replay makes a directory in pg_tblspc for changes of a tablespace that was left out; older servers never mind.
     is_left_out = bool(base.details.get("left_out"))

@@ -122,12 +122,17 @@ class PrivateWal:
 
     def remove(self) -> None:
         """Remove it, unless it is something else."""
-        if self._is_leftover:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        remove_private_wal(self.directory)
 
     @property
     def _is_leftover(self) -> bool:
         return (self.directory / MARK_FILE).is_file()
+
+
+def remove_private_wal(directory: Path) -> None:
+    """Remove the WAL of a restore in *directory*, unless that is something else."""
+    if (directory / MARK_FILE).is_file():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _is_wal_name(name: str) -> bool:

@@ -19,10 +19,12 @@ import msgspec
 from pgkeep.errors import ArchiveError, RestoreRefused
 from pgkeep.jobs.recovery_base import candidates_on, choose_base, stop_time
 from pgkeep.jobs.recovery_history import WalHoldings, choose_history, known_histories
-from pgkeep.jobs.recovery_reach import Span, Stop, StopsTooEarly, Times, check_bounds, check_lsn, find_stop
+from pgkeep.jobs.recovery_reach import Span, Stop, StopsTooEarly, Times, check_bounds, check_names, find_stop
+from pgkeep.jobs.replication_choice import replication_at
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.pg.replay_settings import REPLAY_MINIMUMS
+from pgkeep.pg.replication_state import ReplicationState
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead, Tablespace
 
@@ -43,11 +45,11 @@ class RecoveryPlan:
         reach: No commit before *wal_end* is later than this.
         has_hole: Whether more WAL is held, behind a hole that begins at *wal_end*.
         stop: Where replay stops, as the WAL says; None when nobody has looked into it.
-        later_tablespaces: Those that the replay makes; or, when nobody has looked into the WAL, may make: later backups
-            know them and the base does not.
-        knows_all_tablespaces: Whether a backup at or after the target says that the replay makes no others.
+        later_tablespaces: Those that the replay makes; when nobody has looked into the WAL, those that later backups
+            show it to make.
         minimums: Settings that must not be lower while WAL is replayed, each as high as any backup on the history knows
             it.
+        replication: What the cluster was to other servers then; None where no backup recorded it.
         notes: What the reader should know, one line each.
     """
 
@@ -62,8 +64,8 @@ class RecoveryPlan:
     has_hole: bool = False
     stop: Stop | None = None
     later_tablespaces: Sequence[Tablespace] = ()
-    knows_all_tablespaces: bool = False
     minimums: dict[str, int] = field(default_factory=dict)
+    replication: ReplicationState | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -148,7 +150,7 @@ def _plan_along(
         span = Span.of(base, history, wal)
         check_bounds(span, target, now=now)
         if times_of is None:
-            check_lsn(span, target)
+            check_names(span, target)
             return _planned(span, target, None, [*notes, *more])
         try:
             stop = find_stop(span, target, times_of)
@@ -204,7 +206,7 @@ def _with_records(plan: RecoveryPlan, heads: Sequence[RecordHead]) -> RecoveryPl
     followed = [head for head in heads if _is_on(history, head)]
     minimums = _minimums([head for head in followed if head.backup_id >= base.backup_id])
     if stop is None:
-        later, knows_all = _later_tablespaces(heads, plan), any(_is_at_or_before(plan.target, h) for h in followed)
+        later = _later_tablespaces(heads, plan)
     else:
         names = {tablespace.oid: tablespace.name for head in followed for tablespace in _all_tablespaces(head)}
         later = [
@@ -212,11 +214,22 @@ def _with_records(plan: RecoveryPlan, heads: Sequence[RecordHead]) -> RecoveryPl
             for event in stop.tablespaces
             if event.path
         ]
-        knows_all = True
+        # The last WAL of a standby's backup is among its files: nobody looks into that.
+        seen = {tablespace.oid for tablespace in later}
+        later += [made for made in _made_meanwhile(base) if made.location and made.oid not in seen]
         for change in stop.changes:
             for name in REPLAY_MINIMUMS:
                 minimums[name] = max(minimums.get(name, 0), getattr(change, name))
-    return replace(plan, later_tablespaces=later, minimums=minimums, knows_all_tablespaces=knows_all)
+    # When the WAL is read, only the base is asked again.
+    replication = plan.replication or replication_at(
+        plan.target, base, followed, stop_lsn=stop.lsn if stop is not None else None
+    )
+    return replace(
+        plan,
+        later_tablespaces=later,
+        minimums=minimums,
+        replication=replication,
+    )
 
 
 def _advise_other_timeline(
@@ -234,24 +247,16 @@ def _advise_other_timeline(
 
 
 def _later_tablespaces(heads: Sequence[RecordHead], plan: RecoveryPlan) -> list[Tablespace]:
-    """Return the tablespaces with a place of their own that were made after the base, and perhaps before the target."""
+    """Return the tablespaces with a place of their own that were surely made after the base and before the target."""
     base, target = plan.base, plan.target
     known = {tablespace.oid for tablespace in base.tablespaces} | set(base.details.get("left_out", ()))
     found = [tablespace for tablespace in _made_meanwhile(base) if tablespace.location]
-    if target.kind is TargetKind.IMMEDIATE:
-        return found
     known |= {tablespace.oid for tablespace in found}
-    before = base
     for head in heads:
-        if head.backup_id <= base.backup_id or not _is_on(plan.history, head):
-            continue
-        # They were made after the last backup that does not know them.
-        if _is_at_or_before(target, before):
-            break
-        of_head = _all_tablespaces(head)
-        found += [tablespace for tablespace in of_head if tablespace.oid not in known and tablespace.location]
-        known |= {tablespace.oid for tablespace in of_head}
-        before = head
+        if head.backup_id > base.backup_id and _is_on(plan.history, head) and _is_past(target, head):
+            of_head = _all_tablespaces(head)
+            found += [tablespace for tablespace in of_head if tablespace.oid not in known and tablespace.location]
+            known |= {tablespace.oid for tablespace in of_head}
     return found
 
 
@@ -280,12 +285,11 @@ def _is_on(history: TimelineHistory, head: RecordHead) -> bool:
     return history.contains(Timeline(head.timeline), _end(head))
 
 
-def _is_at_or_before(target: RecoveryTarget, head: RecordHead) -> bool:
-    """Tell whether replay surely stops at *target* before it passes the end of *head*."""
+def _is_past(target: RecoveryTarget, head: RecordHead) -> bool:
+    """Tell whether replay to *target* surely passes the end of *head*."""
     if target.kind is TargetKind.TIME:
-        # WAL alone, of a standby, ends at no moment that anybody knows.
-        return bool(head.stop_time) and target.time <= stop_time(head)
-    return target.kind is TargetKind.IMMEDIATE or (target.kind is TargetKind.LSN and target.lsn <= _end(head))
+        return target.time >= stop_time(head)
+    return target.kind is TargetKind.LATEST or (target.kind is TargetKind.LSN and target.lsn >= _end(head))
 
 
 def _end(head: RecordHead) -> Lsn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import psycopg
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import RecoveryFailed, ServerError
-from pgkeep.pg.capabilities import Capabilities
+from pgkeep.jobs.promotion import check_promotion
+from pgkeep.jobs.replay_progress import ReplayProgress
 from pgkeep.pg.control_file import ClusterState
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
@@ -79,6 +79,9 @@ def watch_replay(
     superuser: str,
     timeout_seconds: float,
     say: Say,
+    consistent_at: Lsn | None = None,
+    planned_end: Lsn | None = None,
+    report_seconds: float = REPORT_SECONDS,
 ) -> ReplayEnd:
     """
     Wait until the server that was started has done what *target* asks.
@@ -91,15 +94,36 @@ def watch_replay(
         superuser: Name of the role with OID 10.
         timeout_seconds: 0 waits for ever.
         say: Takes a line of progress now and then.
+        consistent_at: Where the backup becomes consistent, for the log.
+        planned_end: Up to where there is WAL; a target may come before that.
+        report_seconds: Between two lines of progress.
 
     Raises:
         RecoveryFailed: The server stopped before that, or the time is over.
     """
     deadline = time.monotonic() + timeout_seconds if timeout_seconds else float("inf")
+    start = read_control_file(instance.data_directory).redo_lsn
+    progress = ReplayProgress(start, _end_of(target, planned_end), say=say, report_seconds=report_seconds)
+
+    def say_consistent() -> None:
+        # A server that answers, or stops at its target, has passed it.
+        if consistent_at is not None:
+            say(f"consistent recovery state reached at {consistent_at}")
+
+    def look(status: ServerStatus) -> None:
+        # Before it is consistent the server takes no connections; what it must have replayed by now is on disk.
+        if progress.is_due:
+            control = read_control_file(instance.data_directory)
+            is_consistent = status in (ServerStatus.READY, ServerStatus.STANDBY)
+            note = " at least" if is_consistent else " at least, not consistent yet"
+            progress.tell(max(control.redo_lsn, control.min_recovery_lsn), note=note)
+
     if target.action is TargetAction.SHUTDOWN and target.kind is not TargetKind.LATEST:
-        return _wait_for_shutdown(instance, target, deadline)
-    _wait_for(instance, {ServerStatus.READY, ServerStatus.STANDBY}, deadline)
-    progress = _Progress(say)
+        shut_down = _wait_for_shutdown(instance, target, deadline, look)
+        say_consistent()
+        return shut_down
+    _wait_for(instance, {ServerStatus.READY, ServerStatus.STANDBY}, deadline, look)
+    say_consistent()
     while True:
         with _connected(instance, access, superuser, deadline) as server:
             end = _watch(server, instance, target, major=major, deadline=deadline, progress=progress)
@@ -109,7 +133,7 @@ def watch_replay(
 
 
 def _watch(
-    server: Server, instance: Instance, target: RecoveryTarget, *, major: int, deadline: float, progress: _Progress
+    server: Server, instance: Instance, target: RecoveryTarget, *, major: int, deadline: float, progress: ReplayProgress
 ) -> ReplayEnd | None:
     """Return where the replay ended, when it has; None when the session is lost before that."""
     pauses = target.action is TargetAction.PAUSE and target.kind is not TargetKind.LATEST
@@ -126,7 +150,7 @@ def _watch(
             raise
         if not recovering:
             _wait_for(instance, {ServerStatus.READY}, deadline)
-            end, is_met = _check_end(server, target, major=major)
+            end, is_met = check_promotion(server, target, major=major)
             timeline = queries.identify(server).timeline
             return ReplayEnd(end, timeline, commit, is_promoted=True, is_target_met=is_met)
         if paused and lsn:
@@ -219,11 +243,21 @@ def is_lasting(refusal: ServerError) -> bool:
     return any(symptom in refusal.message for symptom in _LASTING)
 
 
-def _wait_for_shutdown(instance: Instance, target: RecoveryTarget, deadline: float) -> ReplayEnd:
+def _end_of(target: RecoveryTarget, planned_end: Lsn | None) -> Lsn | None:
+    """Return up to where there is something to replay; None when that is not known."""
+    if target.kind is not TargetKind.LSN:
+        return planned_end
+    return target.lsn if planned_end is None else min(target.lsn, planned_end)
+
+
+def _wait_for_shutdown(
+    instance: Instance, target: RecoveryTarget, deadline: float, report: Callable[[ServerStatus], None]
+) -> ReplayEnd:
     next_look = time.monotonic()
 
     def look(status: ServerStatus) -> None:
         nonlocal next_look
+        report(status)
         # A hot standby says that it is ready as well: postmaster.pid does not tell it from a primary.
         if status in (ServerStatus.STANDBY, ServerStatus.READY) and time.monotonic() >= next_look:
             next_look = time.monotonic() + 1
@@ -249,51 +283,6 @@ def _wait_for_shutdown(instance: Instance, target: RecoveryTarget, deadline: flo
             hint=f"see {instance.log_path}",
         )
     return ReplayEnd(control.min_recovery_lsn or control.checkpoint_lsn, control.timeline, None, is_promoted=False)
-
-
-# What the history file says of a target that was not met: zero, the empty name, the epoch in any zone.
-_NOT_MET = {
-    TargetKind.LSN: re.compile(r"LSN 0/0+$"),
-    TargetKind.XID: re.compile("transaction 0$"),
-    TargetKind.NAME: re.compile('""$'),
-    TargetKind.TIME: re.compile("(2000-01-01|1999-12-31) "),
-}
-
-
-def _check_end(server: Server, target: RecoveryTarget, *, major: int) -> tuple[Lsn, bool]:
-    """
-    Return where replay left the old timeline, and whether the target was met.
-
-    Only a time may not be met: there may be no commit after it. Any other promotion short of the target is an error,
-    RecoveryFailed.
-    """
-    with server.replication() as replication:
-        identity = replication.identify()
-        history = replication.timeline_history(identity.timeline).content.decode("utf-8", "surrogateescape")
-    last = [line.split("\t") for line in history.splitlines() if line.strip()][-1]
-    end, reason = Lsn.parse(last[1]), last[-1]
-    if Capabilities(major * 10000).fails_when_target_is_not_reached:
-        return end, True
-    # PostgreSQL 12 promotes at the end of WAL whatever the target; what it stopped at is in the history file, in
-    # English always (StartupXLOG).
-    is_met = target.kind not in _NOT_MET or _NOT_MET[target.kind].search(reason.strip()) is None
-    if not is_met and target.kind is not TargetKind.TIME:
-        raise RecoveryFailed(f"replay ended at {end}, before {target}", hint="the WAL held does not reach the target")
-    return end, is_met
-
-
-class _Progress:
-    """A line every now and then, so that nobody takes a long replay for a hang."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._next = time.monotonic() + REPORT_SECONDS
-
-    def tell(self, lsn: Lsn, commit: dt.datetime | None) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + REPORT_SECONDS
-            when = f", last commit {commit.isoformat(sep=' ', timespec='seconds')}" if commit is not None else ""
-            self._say(f"replayed to {lsn}{when}")
 
 
 def _left(deadline: float) -> float:

@@ -10,22 +10,26 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from pgkeep.datadir.instance import PrivateAccess
+import msgspec
+
 from pgkeep.datadir.lay_down import LaidDown, LayDown
-from pgkeep.datadir.owner import Owner
+from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.amount import size_text
-from pgkeep.jobs.fenced_server import FencedServer, Voice, archive_socket_of
-from pgkeep.jobs.phase_log import PhaseLog
+from pgkeep.jobs.clear_away import check_clear, clear_away, link_wal
+from pgkeep.jobs.fenced_server import Voice
+from pgkeep.jobs.old_directories import remove_old
+from pgkeep.jobs.old_server import start_old_server, stop_old_server
+from pgkeep.jobs.phase_log import PHASES, PhaseLog
 from pgkeep.jobs.planned_state import planned_state
-from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, write_recovery_files
 from pgkeep.jobs.recovery_plan import raised_minimums
 from pgkeep.jobs.replay import ReplayEnd
+from pgkeep.jobs.restore_directory import RestoreDirectory, RestoreRun
+from pgkeep.jobs.restore_phases import run_phases
 from pgkeep.jobs.restore_plan import PreparedRestore
-from pgkeep.jobs.restore_request import RestoreRequest
-from pgkeep.jobs.set_aside import move_all
-from pgkeep.pg.recovery import TargetKind
+from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.topology import stage_scripts
 from pgkeep.streams.item import DetachedItem, ItemHeader, StreamedItem
 from pgkeep.streams.record import RecordHead
 
@@ -67,56 +71,96 @@ class RestoreResult:
 
 def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None = None) -> RestoreResult:
     """
-    Run phases 2 to 6 of a prepared restore.
+    Run phases 2 to 6 of a prepared restore, or what an earlier run of the same restore has left of them.
 
     Args:
         prepared: What passed phase 1.
-        supply: Gives the files.
+        supply: Gives the files; not asked when they are there already.
         ledger: Judges them when all have come; None for a supply that checks what it gives.
 
     Raises:
-        PgkeepError: A phase failed. Before the end of phase 2 the target is marked as unfinished and another restore
-            may clear it; what was moved away stays where the plan said.
+        PgkeepError: A phase failed. What the state of the restore says is done stays done: the same restore goes on
+            from there, and ``pgkeep rollback`` undoes it.
     """
     request = prepared.request
-    log = PhaseLog(request.say)
-    log.done("OK")
-    move_all(prepared.aside)
-    for aside in prepared.aside:
-        request.say(f"moved {aside.path} to {aside.new_path}")
-    prepared, laid = _lay_down(prepared, supply, ledger)
-    request = prepared.request
-    files, size = laid.files, laid.bytes
-    log.done(f"{size_text(size)} restored in {files} files")
-    state = planned_state(prepared, restore_id=f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}")
+    directory = RestoreDirectory(request.data_directory)
     voice = Voice(request.say, request.warn)
-    if not request.start:
-        settings = settings_of_recovery(state, state.target, socket=None)
-        write_recovery_files(state, settings, warn=voice.warn)
-        log.done(describe_target(settings))
-        _say_what_is_left(request)
-        return RestoreResult(files, size, None)
-    access = PrivateAccess.make(state.owner_of_files or Owner.of(state.directory))
-    try:
-        settings = settings_of_recovery(state, state.target, socket=archive_socket_of(access))
-        write_recovery_files(state, settings, warn=voice.warn)
-        log.done(describe_target(settings))
-        end, databases = FencedServer(state, access, voice).run(log)
-    finally:
-        if not (access.directory / f".s.PGSQL.{access.port}").exists():
-            access.remove()
+    with directory.held(prepared.target.owner):
+        run = _begin(prepared, directory)
+        if request.audit is not None:
+            request.audit.begin(directory.path)
+            run.record(audit_file=str(request.audit.path or ""))
+        log = PhaseLog(voice.say, phases_done=0 if request.unfinished is None else run.state.phases_done)
+        files = size = 0
+        if request.unfinished is None:
+            log.done("OK")
+        if run.state.phases_done < 2:
+            _clear(run, voice)
+            check_clear(prepared.target, run.state)
+            prepared, laid = _lay_down(prepared, supply, ledger)
+            link_wal(run.state)
+            files, size = laid.files, laid.bytes
+            run.record(**_learned(prepared, run.state), phases_done=2)
+            stage_scripts(run)
+            log.done(f"{size_text(size)} restored in {files} files")
+        end, databases = run_phases(run, voice, is_started=request.start)
+    if end is not None and end.is_promoted:
+        remove_old(run.state, retain_days=request.retain_days, say=voice.say)
     return RestoreResult(files, size, end, databases)
 
 
-def _say_what_is_left(request: RestoreRequest) -> None:
-    request.say("the server was not started: its next start replays to the target")
-    if request.target.kind is TargetKind.TIME:
-        request.say(
-            "if no commit follows that time, the server stops there: start it without recovery_target_time then"
-        )
-    if request.is_elsewhere:
-        request.say("archiving is off in this copy; ALTER SYSTEM RESET archive_mode brings it back")
-    request.say("logical replication is off until ALTER SYSTEM RESET max_logical_replication_workers")
+def _begin(prepared: PreparedRestore, directory: RestoreDirectory) -> RestoreRun:
+    """Write the state down, before anything is touched; or take up the one that is there."""
+    request, unfinished = prepared.request, prepared.request.unfinished
+    if unfinished is not None:
+        request.say(f"going on with the restore {unfinished.restore_id}, which stopped {_place_of(unfinished)}")
+        run = RestoreRun(directory, unfinished)
+        if unfinished.phases_done < 2:
+            run.state = planned_state(prepared, restore_id=unfinished.restore_id)
+            if unfinished.asides or unfinished.wiped:
+                names = ("asides", "wiped", "is_cleared", "wal_link", "wal_directory")
+                run.state = msgspec.structs.replace(run.state, **{n: getattr(unfinished, n) for n in names})
+        run.record(is_asked_to_start=request.start)
+        stage_scripts(run)
+        return run
+    name = request.audit.name if request.audit is not None else f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}"
+    run = RestoreRun(directory, planned_state(prepared, restore_id=name))
+    run.record()
+    stage_scripts(run)
+    return run
+
+
+def _clear(run: RestoreRun, voice: Voice) -> None:
+    """Stop the server that is replaced, and empty the places of the restore; or leave all as it was."""
+    if run.state.is_cleared:
+        return
+    stop_old_server(run.state, say=voice.say, warn=voice.warn)
+    try:
+        clear_away(run, voice.say)
+    except RestoreRefused:
+        start_old_server(run.state, say=voice.say, warn=voice.warn)
+        raise
+
+
+def _place_of(state: RestoreState) -> str:
+    return f"behind phase {state.phases_done} ({PHASES[state.phases_done - 1]})"
+
+
+def _learned(prepared: PreparedRestore, state: RestoreState) -> dict[str, Any]:
+    """Return what is known better now that the record itself has come."""
+    planned = planned_state(prepared, restore_id=state.restore_id)
+    names = (
+        "backup_label",
+        "tablespace_map",
+        "configuration",
+        "minimums",
+        "recovery_settings",
+        "superuser",
+        "replication",
+        "left_out",
+        "libraries",
+    )
+    return {name: getattr(planned, name) for name in names}
 
 
 def _lay_down(prepared: PreparedRestore, supply: Supply, ledger: Ledger | None) -> tuple[PreparedRestore, LaidDown]:

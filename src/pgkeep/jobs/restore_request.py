@@ -6,14 +6,16 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.recovery_plan import RecoveryPlan
+from pgkeep.jobs.restore_state import WAL_PLAN_FILE, RestoreState
+from pgkeep.jobs.standby_plan import StandbyPlan
 from pgkeep.pg.recovery import RecoveryTarget
 from pgkeep.server.tools import Toolbox
 from pgkeep.streams.record import RecordHead, RecordTail
 from pgkeep.vault.wal_archive import WalArchive
-
-WAL_PLAN_FILE = "pgkeep.wal-plan.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class RestoreRequest:
         data_directory: Where to; absolute.
         tablespaces: OID to absolute directory, for those that do not go where they were.
         overwrite_existing: Move away what stands there.
+        wipe: With that, remove it instead, for ever.
         start: Run phases 4 to 6; otherwise they are prepared and happen when the server is started.
         archive: Where the WAL comes from.
         vault_path: The vault that *archive* is in.
@@ -38,6 +41,13 @@ class RestoreRequest:
         tablespace_bytes: How much of the backup goes into each tablespace, by OID.
         beside: Other directories that the restore fills, with the bytes that go into each.
         port: The restored server's port; 0 for the one in its configuration.
+        private_wal: The directory of WAL that goes with the restore; None when *archive* stays.
+        asked: What was asked for, by which a second run of the same restore is known.
+        unfinished: The same restore, begun by an earlier run that did not come to its end; None to begin anew.
+        options: For phases 5 and 6: names of parameters and their values.
+        standby: How it will follow a primary; None for a cluster that is promoted.
+        retain_days: After how many days what an earlier restore moved away is removed; 0 for never.
+        audit: Keeps what is said; *say* and *warn* are its own then. None to keep nothing.
         say: Takes one line for the log.
         warn: Takes one warning.
     """
@@ -47,6 +57,7 @@ class RestoreRequest:
     data_directory: Path
     tablespaces: dict[int, Path] = field(default_factory=dict)
     overwrite_existing: bool = False
+    wipe: bool = False
     start: bool = False
     archive: WalArchive
     vault_path: Path
@@ -58,6 +69,13 @@ class RestoreRequest:
     tablespace_bytes: dict[int, int] = field(default_factory=dict)
     beside: dict[Path, int] = field(default_factory=dict)
     port: int = 0
+    private_wal: Path | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
+    unfinished: RestoreState | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    retain_days: int = 0
+    standby: StandbyPlan | None = None
+    audit: AuditFile | None = None
     say: Callable[[str], None]
     warn: Callable[[str], None]
 

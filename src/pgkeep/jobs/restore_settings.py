@@ -7,16 +7,27 @@ import datetime as dt
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from pgkeep.errors import UsageError
+from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.program import archive_words, has_client, server_command
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, parse_target
 from pgkeep.streams.record import RecordHead
 
 if TYPE_CHECKING:
     from pgkeep.settings import Resolved
+
+_LATER_OPTIONS = (
+    "restore_replication_state",
+    "recreate_replication_slots",
+    "recreate_subscriptions",
+    "verify_checksum_after",
+    "verify_amcheck_after",
+    "post_restore_sql",
+    "post_restore_sql_timeout",
+)
 
 
 def recovery_target(settings: Resolved, now: dt.datetime) -> RecoveryTarget:
@@ -71,6 +82,16 @@ def tablespace_places(mapping: dict[str, str], base: RecordHead) -> dict[int, Pa
             raise UsageError(f'the backup has no tablespace "{key}": it has {known}')
         places[oid] = Path(path)
     return places
+
+
+def restore_options(settings: Resolved) -> dict[str, Any]:
+    """Return what phases 5 and 6 go by: parameters of `finish`, by their names."""
+    return {name: settings.get(name) for name in _LATER_OPTIONS if settings.get(name) is not None}
+
+
+def audit_file(settings: Resolved, name: str, *, say: Callable[[str], None], warn: Callable[[str], None]) -> AuditFile:
+    """Return the audit file of the restore called *name*."""
+    return AuditFile(name, Path(settings.require("log_dir")), say=say, warn=warn)
 
 
 def restore_command(vault_path: Path, cluster_name: str) -> Callable[[Path, Path | None], str]:

@@ -16,15 +16,35 @@ import msgspec
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.target import Target
 from pgkeep.errors import FormatError
-from pgkeep.jobs.restore_request import WAL_PLAN_FILE
+from pgkeep.jobs.own_configuration import OutsideState
 from pgkeep.jobs.restore_settings import restore_command
 from pgkeep.jobs.set_aside import Aside
+from pgkeep.jobs.standby_plan import StandbyState
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
 from pgkeep.vault.layout import WAL_DIRECTORY
 from pgkeep.vault.wal_archive import WalArchive
 
 STATE_FORMAT = 1
+WAL_PLAN_FILE = "pgkeep.wal-plan.json"
+
+
+class StoredAside(msgspec.Struct, frozen=True):
+    """An ``Aside``, as text."""
+
+    path: str
+    new_path: str
+    is_contents: bool = False
+
+
+class StoredEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """A ``ReplayEnd``, as text; *last_commit* is empty when there was none."""
+
+    lsn: str
+    timeline: int
+    last_commit: str = ""
+    is_promoted: bool
+    is_target_met: bool = True
 
 
 class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,17 +81,32 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         tablespace_map: With the places of this restore.
         configuration: What a ``postgresql.conf`` must set when the backup holds none.
         wal_plan: Text of the restore's WAL plan.
-        asides: What was moved away, each with the name that it got, in the order of the moves.
+        asides: What is moved away in phase 2, in the order of the moves.
+        wiped: What is removed in phase 2 instead, for ever.
+        wal_link: What ``pg_wal`` is, and was, a link to; empty when it is a directory like others.
+        wal_directory: Where that leads.
+        is_cleared: Whether all of that is out of the way.
         phases_done: 1 to 6.
         access: The directory of the private socket, as long as the server is fenced.
+        is_past_target: Whether the replay goes on to the end of the WAL, since the target was not reached.
+        server_past_target: Process and start of the server that does; empty before it runs.
+        end: Where the replay ended; None before that.
         is_lifting: Whether the fence is being lifted: recovery is over, and the server may run as configured.
+        is_given_up: Whether a rollback has begun.
+        is_emptied: Whether it has taken out of the way what was restored.
         is_asked_to_start: Whether this restore was to run phases 4 to 6 by itself.
         asked: What was asked for, by which a second run of the same restore is known.
         options: For phases 5 and 6: names of parameters and their values.
-        replication: The replication state of the backup.
-        server: How the server is run on this host.
+        replication: What the cluster was to other servers, as a backup recorded it; empty where none did.
+        is_copy: Whether the original may live on: this goes to another directory or another host.
+        subscriptions: Those that phase 5 found, as they were then.
+        server: How the server is run on this host, as ``Service`` has it.
+        left_out: OIDs of tablespaces that the backup does not hold on purpose.
+        libraries: Versions of what sorted text where the backup was made.
         audit_file: Path of the audit file; empty when there is none.
         private_wal: Directory of WAL that goes when nobody needs it any more; empty when the vault has it.
+        standby: What the server follows when it is to be a standby; None for one that is promoted.
+        outside: What is known of configuration outside the data directory.
     """
 
     restore_id: str
@@ -103,17 +138,32 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     tablespace_map: str
     configuration: dict[str, str]
     wal_plan: str
-    asides: list[tuple[str, str]] = []
+    asides: list[StoredAside] = []
+    wiped: list[str] = []
+    wal_link: str = ""
+    wal_directory: str = ""
+    is_cleared: bool = False
     phases_done: int = 1
     access: str = ""
+    is_past_target: bool = False
+    server_past_target: str = ""
+    end: StoredEnd | None = None
     is_lifting: bool = False
+    is_given_up: bool = False
+    is_emptied: bool = False
     is_asked_to_start: bool = False
     asked: dict[str, Any] = {}
     options: dict[str, Any] = {}
     replication: dict[str, Any] = {}
+    is_copy: bool = False
+    subscriptions: list[dict[str, Any]] = []
     server: dict[str, Any] = {}
+    left_out: list[int] = []
+    libraries: dict[str, str] = {}
     audit_file: str = ""
     private_wal: str = ""
+    standby: StandbyState | None = None
+    outside: OutsideState = OutsideState()
     format: int = STATE_FORMAT
 
     @property
@@ -185,7 +235,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def moved(self) -> list[Aside]:
         """What was moved away, in the order of the moves."""
-        return [Aside(Path(path), Path(new_path)) for path, new_path in self.asides]
+        return [Aside(Path(aside.path), Path(aside.new_path), aside.is_contents) for aside in self.asides]
 
     def restore_command(self, socket: Path | None) -> str:
         """Return the restore_command; *socket* is where pgkeep answers meanwhile, if it does."""

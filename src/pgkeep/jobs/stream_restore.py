@@ -8,6 +8,7 @@ wrong or too much. Until that is settled the target is marked as unfinished.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -16,12 +17,15 @@ from typing import Protocol
 from pgkeep.datadir.beneath import Beneath
 from pgkeep.errors import BackupUnusable, FormatError
 from pgkeep.jobs.arrivals import Arrivals
+from pgkeep.jobs.own_configuration import outside_state
 from pgkeep.jobs.private_wal import PrivateWal
 from pgkeep.jobs.recovery_history import held_along
 from pgkeep.jobs.recovery_plan import with_wal_content
 from pgkeep.jobs.restore import RestoreResult, restore
+from pgkeep.jobs.restore_directory import RestoreDirectory
 from pgkeep.jobs.restore_plan import PreparedRestore, check_later_tablespaces
 from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.unfinished import is_unfinished
 from pgkeep.pg.lsn import Timeline
 from pgkeep.streams.item import Buffer, ItemHeader, ItemKind, StreamedItem
 from pgkeep.streams.record import RecordHead
@@ -192,7 +196,7 @@ class ClusterStream:
         """
         prepared = self._prepared
         request, recovery = prepared.request, prepared.request.recovery
-        with WalView(self._wal.archive) as view:
+        with WalView(self._wal.archive, tell=request.say) as view:
             found = with_wal_content(recovery, view, view.times)
         check_later_tablespaces(replace(request, recovery=found), prepared.target)
         for note in found.notes[len(recovery.notes) :]:
@@ -229,25 +233,31 @@ def restore_stream(
     Raises:
         PgkeepError: A phase failed; see ``jobs/restore.py``.
     """
+    request = prepared.request
     arrivals = Arrivals()
     stream = ClusterStream(prepared, wal, arriving, arrivals)
-    try:
-        wal.begin()
-        result = restore(prepared, stream, ledger=stream)
-    except BaseException:
-        # Complete, it may have been started: its recovery can still be brought to an end by hand.
-        if prepared.target.is_marked or not stream.is_settled:
-            wal.remove()
+    with contextlib.closing(arrivals), request.audit.kept() if request.audit is not None else contextlib.nullcontext():
+        if request.unfinished is not None and request.unfinished.phases_done > 1:
+            # An earlier run of the same restore has them.
+            for item in arriving:
+                item.skip()
+            result = restore(prepared, stream)
         else:
-            say(f"the WAL of this restore stays in {wal.directory}")
-        raise
-    finally:
-        arrivals.close()
-    if result.end is not None and result.end.is_promoted:
+            try:
+                wal.begin()
+                result = restore(prepared, stream, ledger=stream)
+            except BaseException:
+                state = RestoreDirectory(request.data_directory).read()
+                # Complete, it may have been started: its recovery can still be brought to an end.
+                if state is not None and is_unfinished(state) and state.phases_done > 1:
+                    request.say(f"the WAL of this restore stays in {wal.directory}")
+                else:
+                    wal.remove()
+                raise
+    if result.end is not None and (result.end.is_promoted or request.standby is not None):
         wal.remove()
     else:
         if result.end is None:
-            request = prepared.request
             say(f"to start it: {start_command(request)}")
         say(f"the WAL for the replay is in {wal.directory}: remove that when the server is through")
     return result
@@ -256,4 +266,6 @@ def restore_stream(
 def start_command(request: RestoreRequest) -> str:
     """Return what starts the restored server, for the log."""
     program = request.toolbox.program("pg_ctl") if request.toolbox is not None else "pg_ctl"
-    return f"{program} -D {request.data_directory} -l {request.data_directory}.log start"
+    outside = outside_state(request.base, is_in_place=not request.is_copy, may_replace=False).own_config_file
+    configured = f" -o '-c config_file={outside}'" if outside is not None else ""
+    return f"{program} -D {request.data_directory}{configured} -l {request.data_directory}.log start"

@@ -20,8 +20,10 @@ from pgkeep.jobs.recovery_plan import RecoveryPlan, plan_recovery
 from pgkeep.jobs.recovery_reach import NeededWalMissing
 from pgkeep.jobs.restore_plan import PreparedRestore, prepare
 from pgkeep.jobs.restore_request import RestoreRequest
-from pgkeep.jobs.restore_settings import recovery_target, tablespace_places
+from pgkeep.jobs.restore_settings import audit_file, recovery_target, restore_options, tablespace_places
+from pgkeep.jobs.standby_plan import StandbyPlan, plan_standby_recovery, standby_plan
 from pgkeep.jobs.stream_restore import record_of
+from pgkeep.jobs.unfinished import asked_for, unfinished_restore
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
@@ -111,6 +113,7 @@ def prepare_stream(
     settings: Resolved,
     place: Path | None,
     now: dt.datetime,
+    restore_id: str,
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> PreparedStream:
@@ -123,6 +126,7 @@ def prepare_stream(
         settings: Of this restore.
         place: The directory beneath which a copy is laid down; None for the cluster's own place.
         now: The present; aware.
+        restore_id: Of the job; names the audit file.
         say: Takes one line for the log.
         warn: Takes one warning.
 
@@ -141,7 +145,8 @@ def prepare_stream(
     )
     _check_selection(base, tail, selection)
     target = recovery_target(settings, now)
-    recovery = _plan(by_age, base, target, wal, now)
+    standby = standby_plan(settings, by_age)
+    recovery = _plan(by_age, base, target, wal, now=now, standby=standby)
     _check_hole(recovery)
     data_directory, tablespaces = _places(base, settings, place)
     if place is None:
@@ -151,12 +156,22 @@ def prepare_stream(
     private.check()
     _check_apart(wal_directory, [data_directory, *tablespaces.values()])
     wal_bytes = size * sum(1 for name, _ in selection.wal if len(name) == 24) if selection is not None else 0
+    asked = asked_for(
+        target,
+        tablespaces=tablespaces,
+        port=_port(settings),
+        is_wiped=settings.flag("wipe_pgdata"),
+        backup_id=base.backup_id,
+        standby_of=standby.where if standby is not None else "",
+    )
+    audit = audit_file(settings, restore_id, say=say, warn=warn)
     request = RestoreRequest(
         recovery=recovery,
         tail=tail,
         data_directory=data_directory,
         tablespaces=tablespaces,
         overwrite_existing=settings.flag("overwrite_existing"),
+        wipe=settings.flag("wipe_pgdata"),
         start=settings.flag("start_postgresql_after_restore"),
         archive=private.archive,
         vault_path=private.vault_path,
@@ -168,8 +183,15 @@ def prepare_stream(
         user=settings.text("unix_user") or "",
         beside={wal_directory: wal_bytes},
         port=_port(settings),
-        say=say,
-        warn=warn,
+        private_wal=wal_directory,
+        asked=asked,
+        unfinished=unfinished_restore(data_directory, asked),
+        options=restore_options(settings),
+        standby=standby,
+        retain_days=settings.number("pgdata_backup_retain_days"),
+        audit=audit,
+        say=audit.say,
+        warn=audit.warn,
     )
     prepared = prepare(request, now=now)
     return PreparedStream(prepared, private.owned_by(prepared.target.owner))
@@ -207,8 +229,16 @@ def _check_hole(recovery: RecoveryPlan) -> None:
 
 
 def _plan(
-    heads: Sequence[RecordHead], base: RecordHead, target: RecoveryTarget, wal: PromisedWal, now: dt.datetime
+    heads: Sequence[RecordHead],
+    base: RecordHead,
+    target: RecoveryTarget,
+    wal: PromisedWal,
+    *,
+    now: dt.datetime,
+    standby: StandbyPlan | None,
 ) -> RecoveryPlan:
+    if standby is not None and standby.primary is not None:
+        return plan_standby_recovery(standby, heads, wal, backup_id=base.backup_id)
     try:
         return plan_recovery(heads, target, wal, now=now, backup_id=base.backup_id)
     except NeededWalMissing as missing:

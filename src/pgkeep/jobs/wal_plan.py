@@ -9,7 +9,10 @@ The file is JSON::
     {"format": 1, "system_identifier": "7312345678901234567", "segment_size": 16777216,
      "needed": [["000000010000000000000003", "000000010000000000000007"]],
      "histories": ["00000002.history"],
-     "partials": ["000000010000000000000008"]}
+     "partials": ["000000010000000000000008"],
+     "excluded": ["000000010000000000000009"], "last_timeline": 2}
+
+The last two are there for a standby only: it must not replay what its primary never wrote.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ class WalPlan:
         needed: First and last name of each run of segments that must be there, both included, of one timeline each.
         histories: History files that must be there.
         partials: Segments of which the partial form is delivered when the complete one is absent.
+        excluded: Segments that are not delivered, nor any later one of the same timeline, though they be there.
+        last_timeline: Nothing of a later timeline is delivered either, nor the history of this one; 0 for no limit.
     """
 
     system_identifier: SystemIdentifier
@@ -45,6 +50,18 @@ class WalPlan:
     needed: tuple[tuple[str, str], ...] = ()
     histories: tuple[str, ...] = ()
     partials: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    last_timeline: int = 0
+
+    def excludes(self, name: str) -> bool:
+        """Tell whether the file *name* is not for this recovery, whatever the archive holds."""
+        if not is_segment_name(name) and not is_history_name(name):
+            return False
+        timeline = int(name[:8], 16)
+        # The history of the last one is there already, from the primary: another of that number may be archived.
+        if self.last_timeline and (timeline > self.last_timeline or name == f"{self.last_timeline:08X}.history"):
+            return True
+        return is_segment_name(name) and any(first[:8] == name[:8] and first <= name for first in self.excluded)
 
     def needs(self, name: str) -> bool:
         """Tell whether the recovery cannot do without the file *name*."""
@@ -65,6 +82,8 @@ class WalPlan:
             "histories": list(self.histories),
             "partials": list(self.partials),
         }
+        if self.excluded or self.last_timeline:
+            document |= {"excluded": list(self.excluded), "last_timeline": self.last_timeline}
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
@@ -80,6 +99,8 @@ class WalPlan:
                 tuple(_run(run, int(document["segment_size"])) for run in document["needed"]),
                 tuple(_checked(name, is_history_name(name)) for name in document["histories"]),
                 tuple(_checked(name, is_segment_name(name)) for name in document["partials"]),
+                tuple(_checked(name, is_segment_name(name)) for name in document.get("excluded", ())),
+                int(document.get("last_timeline", 0)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise FormatError(f"not a WAL plan: {type(error).__name__} {error}") from error

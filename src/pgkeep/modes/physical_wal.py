@@ -144,7 +144,12 @@ class CarriedWal:
         size = self._facts.segment_size
         if self._facts.identity.is_in_recovery or not self._options.switch_wal:
             flushed = queries.flushed_lsn(self._server)
-            return WalPosition(timeline, Lsn(flushed - flushed % size))
+            end = Lsn(flushed - flushed % size)
+            if self._facts.identity.is_in_recovery and end < flushed:
+                self._say(
+                    f"a standby cannot end a segment: WAL is carried up to {end}, the next backup carries the rest"
+                )
+            return WalPosition(timeline, end)
         # The switch leaves the segment, whose rest is of no account: it is complete from here on. On a segment's
         # very start there is nothing to switch, and the function returns just that position.
         left_at = queries.switch_wal(self._server)

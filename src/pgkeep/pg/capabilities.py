@@ -160,6 +160,11 @@ class Capabilities:
         return self.major >= 16
 
     @property
+    def has_nullable_slot_name(self) -> bool:
+        """12 calls ``pg_subscription.subslotname`` never null, although ALTER SUBSCRIPTION makes it so."""
+        return self.major >= 13
+
+    @property
     def has_event_trigger_switch(self) -> bool:
         """17 has the setting ``event_triggers``, as a way past one that is broken."""
         return self.major >= 17

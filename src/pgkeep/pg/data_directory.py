@@ -22,6 +22,7 @@ BACKUP_MANIFEST = "backup_manifest"
 RECOVERY_SIGNAL = "recovery.signal"
 STANDBY_SIGNAL = "standby.signal"
 POSTMASTER_PID = "postmaster.pid"
+POSTMASTER_OPTIONS = "postmaster.opts"
 TABLESPACES = "pg_tblspc"
 WAL_DIRECTORY = "pg_wal"
 CONFIGURATION_DIRECTORY = "pgkeep.configuration"
@@ -42,7 +43,7 @@ EXCLUDED_FILES = frozenset(
         TABLESPACE_MAP,
         BACKUP_MANIFEST,
         POSTMASTER_PID,
-        "postmaster.opts",
+        POSTMASTER_OPTIONS,
         # BASE_BACKUP sends the next four. They steer a recovery that is over, or one that is not the restore's.
         "backup_label.old",
         "tablespace_map.old",

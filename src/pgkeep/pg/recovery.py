@@ -366,26 +366,50 @@ def standby_settings(
     return settings | dict.fromkeys(_TARGET_SETTINGS, "")
 
 
+def lasting_standby_settings(primary_conninfo: str) -> dict[str, str]:
+    """Return what a standby goes on with when the WAL of its restore is replayed: none of it is in force for ever."""
+    settings = {"primary_conninfo": primary_conninfo, "primary_slot_name": "", "recovery_target_timeline": "latest"}
+    return settings | dict.fromkeys(_TARGET_SETTINGS, "")
+
+
+def isolation_settings(*, major: int) -> dict[str, str]:
+    """Return the least that keeps a server from the old world, for a file: whoever starts it finds it shut off."""
+    settings = {
+        "listen_addresses": "",
+        "max_logical_replication_workers": "0",
+        # A failing command makes the server keep the segments until the real one is back.
+        "archive_command": "false",
+    }
+    if Capabilities(major * 10000).has_archive_library:
+        settings["archive_library"] = ""
+    return settings
+
+
 def fence_settings(*, major: int, socket_directory: str) -> dict[str, str]:
     """
     Return the settings under which a restored server harms nobody until it is released.
 
     It listens on a socket in *socket_directory* only, starts no logical replication, keeps its WAL instead of sending
-    it to the old archive, and waits for no synchronous standby.
+    it to the old archive, and waits for no synchronous standby. What the cluster wants of every session, such as a
+    library that is not on this host, must not shut pgkeep out.
     """
-    settings = {
-        "listen_addresses": "",
+    settings = isolation_settings(major=major) | {
         "unix_socket_directories": socket_directory,
-        "max_logical_replication_workers": "0",
         "synchronous_standby_names": "",
-        # A failing command makes the server keep the segments until the real one is back.
-        "archive_command": "false",
+        "session_preload_libraries": "",
+        "local_preload_libraries": "",
+        "default_transaction_read_only": "off",
+        # A page of the size that the old host had may not be there; the server that stays asks for what it wants.
+        "huge_pages": "try",
     }
     capabilities = Capabilities(major * 10000)
     if capabilities.has_archive_library:
         settings["archive_library"] = ""
     if capabilities.has_failover_slots:
         settings["sync_replication_slots"] = "off"
+    if capabilities.has_event_trigger_switch:
+        # A trigger on login would run in our sessions, and might keep them out.
+        settings["event_triggers"] = "off"
     return settings
 
 

@@ -125,8 +125,11 @@ def enable_lines(subscriptions: Sequence[Subscription]) -> str:
     lines = [
         "",
         "-- What the restored server has, and the statements that wake it. Where the publisher's slot has gone on",
-        "-- since the moment that was restored, changes are missing that do not come again: then empty the tables and",
-        "-- use REFRESH PUBLICATION WITH (copy_data = true), or make subscription and slot anew.",
+        "-- since the moment that was restored, changes are missing that do not come again. It has not, where",
+        "--   publisher:  SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots;",
+        "-- is not beyond",
+        "--   here:       SELECT external_id, remote_lsn FROM pg_replication_origin_status;",
+        "-- Otherwise drop subscription and slot, empty the tables, and make both anew, which copies them.",
     ]
     for subscription in subscriptions:
         name = identifier(subscription.name)

@@ -7,6 +7,7 @@ that fails, or takes longer than it may, is the operator's way to say that somet
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -118,9 +119,13 @@ def run_operator_sql(
         position = int(error.diag.statement_position or 0)
         number = part.first_line + part.text.count("\n", 0, position - 1) if position else 0
         where = f"{path} line {number}" if number else str(path)
-        raise CheckFailed(f"post_restore_sql {where}: {error.diag.message_primary or str(error).strip()}") from error
+        reason = error.diag.message_primary or str(error).strip()
+        if reason.startswith("COPY cannot be used"):
+            reason = "COPY from or to the client is not possible here"
+        raise CheckFailed(f"post_restore_sql {where}: {reason}") from error
     finally:
-        if not sql.closed:
+        # The session ends here in any case.
+        with contextlib.suppress(psycopg.Error):
             sql.rollback()
 
 

@@ -117,6 +117,24 @@ def _settle_target(job: _Job) -> None:
         )
 
 
+def _settle_standby_restore(job: _Job) -> None:
+    """A standby follows its primary for ever, along whatever timelines that takes."""
+    if not job.value("restore_as_standby"):
+        if _is_of_this_restore(job, "primary_conninfo"):
+            where = job.where("primary_conninfo")
+            job.warnings.append(f"primary_conninfo has no meaning without restore_as_standby {where}")
+        return
+    for name in ("target_timeline", "recovery_target_action"):
+        if _is_of_this_restore(job, name):
+            raise UsageError(f"restore_as_standby has no {name}, found one {job.where(name)}", hint="leave one of them")
+
+
+def _is_of_this_restore(job: _Job, name: str) -> bool:
+    """Tell whether *name* was given for this restore: the Plugin line is the backup's, the configuration serves all."""
+    given = job.given.get(name)
+    return given is not None and given.origin.rank >= Rank.LINE and given.origin.place is not Place.PLUGIN_LINE
+
+
 def _settle_new_database(job: _Job) -> None:
     if job.value("new_database") is None:
         return
@@ -155,6 +173,7 @@ _RULES: dict[str, tuple[Callable[[_Job], None], ...]] = {
     "restore": (
         _warn_of_other_modes,
         _settle_target,
+        _settle_standby_restore,
         _settle_new_database,
         _settle_replication,
         _settle_overwrite,

@@ -266,7 +266,8 @@ PARAMETERS = (
         verbs=("restore", "finish"),
         menu=19,
         example="no",
-        help="The master switch of the two below. With `no` neither slots nor subscriptions are looked at.",
+        help="The master switch of the two below. Subscriptions are disabled in either case: one that wakes takes the "
+        "publisher's slot away from the server that uses it.",
     ),
     Parameter(
         name="recreate_replication_slots",
@@ -278,8 +279,8 @@ PARAMETERS = (
         verbs=("restore", "finish"),
         menu=20,
         example="no",
-        help="Create the replication slots that the backup's record names. A logical slot begins at the current LSN: "
-        "its consumers must resynchronise.",
+        help="Create the replication slots that the backup's record names, see `track_replication_state`. A logical "
+        "slot begins at the current LSN: its consumers must resynchronise.",
     ),
     Parameter(
         name="recreate_subscriptions",

@@ -1,0 +1,122 @@
+"""Phase 2 of a restore, first half: what stands in its way is moved, or removed when that was asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pgkeep.datadir.beneath import Beneath
+from pgkeep.datadir.durable import sync_directory
+from pgkeep.datadir.owner import Owner
+from pgkeep.datadir.target import Target, kept_names
+from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.restore_directory import RestoreRun
+from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.set_aside import Aside, directories_in_the_way, move_all, point_wal_link
+from pgkeep.pg.data_directory import WAL_DIRECTORY
+
+
+def clear_away(run: RestoreRun, say: Callable[[str], None]) -> None:
+    """Empty the places of the restore; an earlier run that was cut short here is gone on with."""
+    state = run.state
+    if state.is_cleared:
+        return
+    move_all(state.moved)
+    for aside in state.moved:
+        say(f"moved {aside}")
+    wal_aside = _wal_aside(state)
+    if wal_aside is not None:
+        point_wal_link(state.moved[0].new_path, str(wal_aside.new_path))
+    for path in map(Path, state.wiped):
+        remove_contents(path)
+        say(f"removed what was in {path}")
+    run.record(is_cleared=True)
+
+
+def check_clear(target: Target, state: RestoreState) -> None:
+    """
+    Raise RestoreRefused when something stands in the places of *target* that this restore did not lay down.
+
+    Phase 1 looked, but hours may have gone by since; and who mends a restore that was cut short by hand does not tell.
+    """
+    leftovers = {os.path.realpath(directory) for directory in target.own_leftovers()}
+    if leftovers and state.wal_directory:
+        leftovers.add(state.wal_directory)
+    for directory in directories_in_the_way(target):
+        if str(directory) not in leftovers:
+            raise RestoreRefused(
+                f"the restore was about to lay files down in {directory}, and something else is there now",
+                hint="it was not touched: move it away yourself, and run the same restore again",
+            )
+
+
+def give_back(state: RestoreState) -> None:
+    """Undo the moves of ``clear_away``, however far they got; what was laid down since is gone by now."""
+    wal_aside = _wal_aside(state)
+    for aside in reversed(state.moved):
+        aside.move_back()
+    if wal_aside is not None:
+        point_wal_link(state.moved[0].path, state.wal_link)
+
+
+def _wal_aside(state: RestoreState) -> Aside | None:
+    """Return the move of a separate pg_wal, when there is one."""
+    return next(
+        (aside for aside in state.moved if state.wal_directory and str(aside.path) == state.wal_directory), None
+    )
+
+
+def link_wal(state: RestoreState) -> None:
+    """Let ``pg_wal`` of the restored cluster lie where that of the replaced one did."""
+    if not state.wal_link:
+        return
+    data_directory, owner = state.directory, state.owner_of_files or Owner.of(state.directory)
+    link = data_directory / WAL_DIRECTORY
+    if link.is_symlink():
+        return
+    place = Path(state.wal_directory)
+    if not place.is_dir():
+        place.mkdir(mode=0o700)
+        os.chown(place, owner.uid, owner.gid)
+    link.mkdir(mode=0o700, exist_ok=True)
+    for name in sorted(os.listdir(link)):
+        _move_across(link / name, place / name, owner)
+    sync_directory(place)
+    link.rmdir()
+    os.symlink(state.wal_link, link)
+    os.chown(link, owner.uid, owner.gid, follow_symlinks=False)
+    sync_directory(data_directory)
+
+
+def _move_across(path: Path, new_path: Path, owner: Owner) -> None:
+    """Move a file or a directory of files to another file system; what an earlier run moved in part is made anew."""
+    if path.is_dir():
+        new_path.mkdir(mode=0o700, exist_ok=True)
+        for name in sorted(os.listdir(path)):
+            _move_across(path / name, new_path / name, owner)
+        sync_directory(new_path)
+        os.chown(new_path, owner.uid, owner.gid)
+        path.rmdir()
+        return
+    shutil.copyfile(path, new_path, follow_symlinks=False)
+    new_path.chmod(0o600)
+    os.chown(new_path, owner.uid, owner.gid)
+    with open(new_path, "rb") as file:
+        os.fsync(file.fileno())
+    path.unlink()
+
+
+def remove_contents(directory: Path) -> None:
+    """Remove everything in *directory* but what is no part of a cluster; no link is followed."""
+    if not os.path.lexists(directory):
+        return
+    if directory.is_symlink() or not directory.is_dir():
+        raise RestoreRefused(f"not a directory: {directory}")
+    beneath = Beneath(directory)
+    try:
+        beneath.clear(keep=kept_names(directory))
+    finally:
+        beneath.close()
+    sync_directory(directory)

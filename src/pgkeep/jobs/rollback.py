@@ -1,0 +1,150 @@
+"""
+Undo a restore: what was moved away for it comes back under its own name, and what was restored goes.
+
+It can be called after every phase, and again when it was cut short itself. What was restored is renamed first and
+removed last, so that the server that was there before can run again as soon as that is possible at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pgkeep.datadir.instance import Instance
+from pgkeep.datadir.postmaster import read_control_file, running_postmaster
+from pgkeep.datadir.target import MARKER, kept_names
+from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.audit_file import AuditFile
+from pgkeep.jobs.clear_away import give_back, remove_contents
+from pgkeep.jobs.finish import known_restore
+from pgkeep.jobs.old_server import start_old_server
+from pgkeep.jobs.own_configuration import take_back_outside
+from pgkeep.jobs.phase_log import PHASES
+from pgkeep.jobs.private_wal import remove_private_wal
+from pgkeep.jobs.restore_directory import SUFFIX, RestoreDirectory, RestoreRun
+from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.unfinished import ran_by_hand
+from pgkeep.pg.data_directory import BACKUP_LABEL, CONTROL_FILE
+
+
+def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = False) -> RestoreState:
+    """
+    Put back what stood in *data_directory* before the restore, and remove what was restored.
+
+    Args:
+        data_directory: Of the restore; absolute.
+        audit: Is told what happens.
+        is_discarded: Remove the restored cluster even when it ran on its own since.
+
+    Returns:
+        The state of the restore, which is known no more.
+
+    Raises:
+        RestoreRefused: No restore is known, something would be lost that was not given up, or there is no way back.
+    """
+    directory = RestoreDirectory(data_directory)
+    known_restore(data_directory)
+    with directory.held():
+        run = RestoreRun(directory, known_restore(data_directory))
+        state = run.state
+        _check(state, is_discarded=is_discarded)
+        audit.begin(Path(state.audit_file).parent if state.audit_file else None)
+        audit.note(f"rollback of the restore {state.restore_id} of backup {state.backup_id}")
+        if not state.is_given_up:
+            _stop(state)
+            run.record(is_given_up=True)
+        if not run.state.is_emptied:
+            if state.is_cleared:
+                _remove_restored(state, audit)
+            run.record(is_emptied=True)
+        give_back(state)
+        take_back_outside(state.outside, restore_id=state.restore_id, say=audit.say)
+        for aside in state.moved:
+            audit.say(f"put back {aside.path}")
+        start_old_server(state, say=audit.say, warn=audit.warn)
+        for place in map(_discarded_name, _renamed(state)):
+            shutil.rmtree(place, ignore_errors=True)
+        if state.private_wal:
+            remove_private_wal(Path(state.private_wal))
+        directory.remove()
+    return state
+
+
+def _check(state: RestoreState, *, is_discarded: bool) -> None:
+    if state.is_given_up:
+        return
+    _check_what_is_there(state)
+    for aside in state.moved:
+        if state.is_cleared and not os.path.lexists(aside.new_path):
+            raise RestoreRefused(
+                f"{aside.new_path}, which was moved away from {aside.path}, is not there any more",
+                hint="what was restored stays; if that is not wanted, remove it yourself",
+            )
+    if is_discarded:
+        return
+    if state.wiped:
+        raise RestoreRefused(
+            f"there is nothing to put back: wipe_pgdata had what stood in {state.directory} removed",
+            hint="pgkeep rollback --discard removes what was restored, and leaves nothing",
+        )
+    if state.phases_done == len(PHASES) or state.is_lifting or ran_by_hand(state):
+        raise RestoreRefused(
+            f"the restored cluster in {state.directory} has run on its own: what was written since would be lost",
+            hint="pgkeep rollback --discard gives that up",
+        )
+
+
+def _check_what_is_there(state: RestoreState) -> None:
+    """Refuse to remove anything but what the restore laid down."""
+    if not state.is_cleared or not state.directory.is_dir():
+        return
+    if not (state.directory / CONTROL_FILE).exists():
+        names = set(os.listdir(state.directory)) - kept_names(state.directory)
+        if names and MARKER not in names:
+            raise _not_ours(state)
+        return
+    found = int(read_control_file(state.directory).system_identifier)
+    is_untouched = state.phases_done > 2 or (state.directory / BACKUP_LABEL).exists()
+    if str(found) != state.system_identifier or not is_untouched:
+        raise _not_ours(state)
+
+
+def _not_ours(state: RestoreState) -> RestoreRefused:
+    return RestoreRefused(
+        f"{state.directory} does not hold what the restore {state.restore_id} laid down",
+        hint=f"move it away yourself; {state.directory}{SUFFIX} has the state of the restore",
+    )
+
+
+def _stop(state: RestoreState) -> None:
+    if state.directory.is_dir() and running_postmaster(state.directory) is not None and state.is_cleared:
+        Instance(state.directory, bin_directory=Path(state.bin_directory), log_path=state.log_path).stop()
+
+
+def _renamed(state: RestoreState) -> list[Path]:
+    """Return the places whose own directory was renamed by the restore: the restored one is renamed as well."""
+    return [aside.path for aside in state.moved if not aside.is_contents]
+
+
+def _discarded_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.discarded")
+
+
+def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
+    """Take everything that was restored out of the way; of what is renamed only the name is changed here."""
+    versions = [place / state.version_directory for place in state.places.values()]
+    places = [state.directory, *versions, *([Path(state.wal_directory)] if state.wal_directory else [])]
+    for path in _renamed(state):
+        discarded = _discarded_name(path)
+        if not os.path.lexists(discarded) and os.path.lexists(path):
+            os.rename(path, discarded)
+            audit.say(f"removed what was restored into {path}")
+    for path in (Path(os.path.realpath(place)) for place in places):
+        if path not in _renamed(state) and path.is_dir():
+            remove_contents(path)
+            audit.say(f"removed what was restored into {path}")
+            if path.name == state.version_directory:
+                path.rmdir()
+    for place in state.places.values():
+        (place / MARKER).unlink(missing_ok=True)

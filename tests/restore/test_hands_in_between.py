@@ -1,0 +1,37 @@
+"""Somebody who mends by hand what a restore has begun: pgkeep never takes his cluster for what it laid down itself."""
+
+from __future__ import annotations
+
+from tests.lab.server_user import server_user
+from tests.restore.conftest import MakeKeeper
+from tests.restore.unfinished import InPlace
+
+
+def test_a_cluster_that_was_put_back_by_hand_is_not_laid_over(make_keeper: MakeKeeper) -> None:
+    """The same restore is refused over a copy that was put back; where all was put back it begins anew."""
+    before = InPlace(make_keeper)
+    before.kill_at((500, "open", r"^\d+ "))
+    [old_data] = before.keeper.directory.glob("data.old.*")
+    [old_version] = before.place.glob("PG_*.old.*")
+    version = old_version.with_name(old_version.name.partition(".old.")[0])
+    server_user().run(["rm", "-rf", before.data, version, before.place / "pgkeep.restoring"])
+    server_user().run(["cp", "-a", old_data, before.data])
+    old_version.rename(version)
+    before.cluster.start()
+    outcome = before.keeper.run("restore", *before.arguments, "--overwrite-existing")
+    assert (outcome.status, outcome.refusal) == (
+        8,
+        [
+            f"error: the restore was about to lay files down in {before.data}, and something else is there now",
+            "hint: it was not touched: move it away yourself, and run the same restore again",
+        ],
+    )
+    assert before.cluster.value("SELECT answer FROM after_the_accident") == 42
+    before.cluster.stop()
+    server_user().run(["rm", "-rf", old_data])
+    before.restore("--start")
+    before.assert_is_before_the_accident()
+    assert len(before.moved_away()) == 2
+    before.restored.stop()
+    assert before.call("rollback", "--discard").status == 0
+    before.assert_runs_as_before()

@@ -1,0 +1,1 @@
+"""One table of restores, run through both doors."""
