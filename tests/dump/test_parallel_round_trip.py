@@ -5,13 +5,15 @@ from __future__ import annotations
 import collections
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pgkeep.errors import BackupUnusable
 from pgkeep.modes.dump_plan import DumpDetails
 from pgkeep.streams.compression import Compression
 from tests.dump.parallel import ROOT, parallel_dump_of, parts
-from tests.dump.sample import WEIRD, digests, dump_cluster, restore_cluster
+from tests.dump.sample import WEIRD, MemoryBackup, digests, dump_cluster, restore_cluster
 from tests.lab.cluster import Cluster, MakeCluster
 
 
@@ -91,3 +93,20 @@ _SHAPE = """
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
 """
+
+
+@pytest.mark.pg(">=18")
+def test_the_database_of_the_connection_is_filled_where_it_stands(
+    large: Cluster, large_digests: dict[str, str], bin_dir: Path, make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    """A database that cannot be exchanged is filled when it is empty, and not touched when a part is missing."""
+    backup = parallel_dump_of(large, "large", bin_dir=bin_dir)
+    other = make_cluster("other", major=large.major)
+    lacking = MemoryBackup(dict(backup.headers), backup.content, backup.head)
+    del lacking.headers[max(path for path in backup.files if "/tables/public.kinds/" in path)]
+    arguments: dict[str, Any] = {"databases": ("large",), "new_database": "postgres", "tmpdir": tmp_path}
+    with pytest.raises(BackupUnusable, match=r"kinds: chunk \d+ of \d+ is missing"):
+        restore_cluster(other, lacking, bin_dir=bin_dir, **arguments)
+    assert digests(other, "postgres") == {}
+    restore_cluster(other, backup, bin_dir=bin_dir, **arguments)
+    assert digests(other, "postgres") == large_digests

@@ -147,7 +147,9 @@ class _Work:
         if self._plan.is_parallel and not target.is_filled_in_place:
             self._take_part(target, item)
             return
-        self._failed.pop(target.name, None)
+        if not self._plan.is_parallel:
+            # What comes again comes whole; of many parts, one that failed is still missing.
+            self._failed.pop(target.name, None)
         try:
             if self._plan.is_parallel or self._plan.format is DumpFormat.DIRECTORY or target.is_filled_in_place:
                 staged = self._stage(item)

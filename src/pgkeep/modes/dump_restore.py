@@ -20,7 +20,8 @@ from pgkeep.errors import BackupUnusable, ServerError
 from pgkeep.modes.dump_items import Supply, content_of
 from pgkeep.modes.dump_restore_plan import NAME_BYTES, TEMPORARY, DumpRestorePlan, DumpTarget, holds_nothing
 from pgkeep.modes.dump_staging import check_space, staging_directory, write_staged
-from pgkeep.modes.parallel_restore import PartsLoader, load_parts
+from pgkeep.modes.parallel_restore import PartsLoader
+from pgkeep.modes.parallel_restore_supply import load_parts
 from pgkeep.server.client_program import ClientProgram, client_environment
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (

@@ -134,9 +134,9 @@ class PartsLoader:
             self._has_schema = True
             self._run_section("pre-data", self._schema)
         elif name == TABLES_FILE and self._has_schema and self._tables is None:
-            self._begin(_decoded(item, PartsTables))
+            self._begin(decoded(item, PartsTables))
         elif name == COMPLETE_FILE and self._complete is None:
-            self._complete = _decoded(item, PartsComplete)
+            self._complete = decoded(item, PartsComplete)
         elif name == RECIPE_FILE:
             _drain(item)
         elif self._tables is None:
@@ -203,7 +203,7 @@ class PartsLoader:
         thread.start()
 
     def _take_data(self, item: AnyItem, file: str) -> None:
-        number = _number_of(file, f".dump{self._compression.suffix}")
+        number = number_of(file, f".dump{self._compression.suffix}")
         if number != self._pieces + 1:
             raise BackupUnusable(
                 f"{item.header.path} came where piece {self._pieces + 1} was expected", hint="use another backup"
@@ -214,7 +214,7 @@ class PartsLoader:
     def _take_chunk(self, item: AnyItem, directory: str, file: str) -> None:
         assert self._tables is not None
         table = self._tables.get(directory)
-        number = _number_of(file, f".copy{self._compression.suffix}")
+        number = number_of(file, f".copy{self._compression.suffix}")
         if table is None or not number:
             raise BackupUnusable(f"{item.header.path} is a chunk that nobody announced", hint="use another backup")
         if number in table.chunks:
@@ -256,38 +256,8 @@ class PartsLoader:
             chunk.table.rows += rows
 
 
-def load_parts(loader: PartsLoader, root: str, supply: Callable[[Callable[[str], bool]], Iterable[AnyItem]]) -> None:
-    """Load a database whose parts can be asked for by name."""
-    for name in (SCHEMA_FILE, TABLES_FILE, COMPLETE_FILE):
-        for item in supply(f"{root}/{name}".__eq__):
-            loader.take(item)
-    # The order of a record is that in which its files were complete; several were written at once.
-    data = sorted(supply(lambda path: path.startswith(f"{root}/{DATA_DIRECTORY}/")), key=lambda item: item.header.path)
-    error: list[BaseException] = []
-
-    def feed() -> None:
-        try:
-            for item in data:
-                loader.take(item)
-        except BaseException as met:  # noqa: BLE001 - raised again below
-            error.append(met)
-
-    feeder = threading.Thread(target=feed, name="feed", daemon=True)
-    feeder.start()
-    try:
-        for item in supply(lambda path: path.startswith(f"{root}/{TABLES_DIRECTORY}/")):
-            loader.take(item)
-    except BaseException:
-        loader.close()
-        raise
-    finally:
-        feeder.join()
-    if error:
-        raise error[0]
-    loader.finish()
-
-
-def _decoded(item: AnyItem, kind: type[Kind]) -> Kind:
+def decoded(item: AnyItem, kind: type[Kind]) -> Kind:
+    """Return the content of a list of parts; raise BackupUnusable when it is none."""
     content = b"".join(bytes(piece) for piece in content_of(item))
     try:
         return msgspec.json.decode(content, type=kind)
@@ -295,10 +265,11 @@ def _decoded(item: AnyItem, kind: type[Kind]) -> Kind:
         raise BackupUnusable(f"{item.header.path} is damaged: {error}", hint="use another backup") from error
 
 
-def _number_of(file: str, suffix: str) -> int:
-    """Return the number in a file's name; 0 for a name that is none."""
+def number_of(file: str, suffix: str) -> int:
+    """Return the number in the name of a *file* that ends with *suffix*; 0 for a name that has none."""
     stem = file.removesuffix(suffix)
-    return int(stem) if stem != file and stem.isascii() and stem.isdigit() else 0
+    has_suffix = file.endswith(suffix)
+    return int(stem) if has_suffix and stem.isascii() and stem.isdigit() else 0
 
 
 def _drain(item: AnyItem) -> None:
