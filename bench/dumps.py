@@ -5,7 +5,7 @@ The dumps go nowhere on both sides, uncompressed: pg_dump writes to /dev/null, p
 include the start of their program. ``dump-small`` is against a directory, since that is the format that pg_dump writes
 with two workers; it does not sync. A restore makes a new database from what lies on disk, indexes included; pgkeep also
 checks every digest, counts the rows and runs ANALYZE at its end, which pg_restore does not. PGKEEP_BENCH_SCALE is
-pgbench's scale, 115 for 1.5 GB.
+pgbench's scale, 115 for 1.5 GB; PGKEEP_BENCH_TABLES the number of small tables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from bench.lab import SCALE, BenchCluster, Result, alternate, cluster, pgkeep_command, run
 
 _SCALE = int(os.environ.get("PGKEEP_BENCH_SCALE", str(SCALE)))
-_SMALL_TABLES = 10_000
+_SMALL_TABLES = int(os.environ.get("PGKEEP_BENCH_TABLES", "10000"))
 _DATABASE = "small"
 
 
@@ -43,7 +43,7 @@ def table_2(server: BenchCluster) -> Result:
 
 
 def small(server: BenchCluster) -> Result:
-    """10,000 tables of ten rows."""
+    """Many tables of ten rows."""
     server.psql(f"CREATE DATABASE {_DATABASE}")
     make = (
         "DO $$ BEGIN FOR i IN {0}..{1} LOOP EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY, v text)', i); "
