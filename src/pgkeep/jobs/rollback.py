@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pgkeep.datadir.instance import Instance
+from pgkeep.datadir.instance import Instance, PrivateAccess
 from pgkeep.datadir.postmaster import read_control_file, running_postmaster
 from pgkeep.datadir.target import MARKER, kept_names
 from pgkeep.errors import RestoreRefused
@@ -67,6 +67,8 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
             shutil.rmtree(place, ignore_errors=True)
         if state.private_wal:
             remove_private_wal(Path(state.private_wal))
+        if state.access:
+            PrivateAccess(Path(state.access)).remove()
         directory.remove()
     return state
 
