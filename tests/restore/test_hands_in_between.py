@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
+from tests.restore.keeper import environment
 from tests.restore.unfinished import InPlace
+
+
+def start_by_hand(before: InPlace) -> None:
+    """Start what stands in the data directory by pg_ctl."""
+    log = before.keeper.directory / "by-hand.log"
+    pg_ctl = before.cluster.installation.program("pg_ctl")
+    server_user().run([pg_ctl, "-D", before.data, "-l", log, "-t", "60", "-s", "-w", "start"], env=environment())
+    before.restored.guard()
 
 
 def test_a_cluster_that_was_put_back_by_hand_is_not_laid_over(make_keeper: MakeKeeper) -> None:
@@ -34,4 +43,33 @@ def test_a_cluster_that_was_put_back_by_hand_is_not_laid_over(make_keeper: MakeK
     assert len(before.moved_away()) == 2
     before.restored.stop()
     assert before.call("rollback", "--discard").status == 0
+    before.assert_runs_as_before()
+
+
+def test_a_directory_that_only_has_the_name_is_left_alone(make_keeper: MakeKeeper) -> None:
+    """A rollback removes what was restored, and nothing that somebody else has called so."""
+    before = InPlace(make_keeper)
+    mine = before.keeper.directory / "data.discarded"
+    mine.mkdir()
+    (mine / "precious").write_text("mine")
+    server_user().own(mine)
+    for point in ((3, "os.rename", r"state\.json"), (1, "os.rename", "/backup_label")):
+        before.kill_at(point)
+        outcome = before.call("rollback")
+        assert outcome.status == 0, "\n".join(outcome.lines)
+        assert (mine / "precious").read_text() == "mine"
+    assert before.moved_away() == []
+
+
+def test_a_rollback_that_was_cut_short_stops_what_was_started_since(make_keeper: MakeKeeper) -> None:
+    """The host came up again and started its services: the restored server never goes on in the old one's place."""
+    before = InPlace(make_keeper)
+    before.restore("--start")
+    before.restored.stop()
+    before.kill_rollback_at((1, "os.rename", r"/data \S*/data\.discarded"), "--discard")
+    start_by_hand(before)
+    outcome = before.call("rollback")
+    assert outcome.status == 0, "\n".join(outcome.lines)
+    assert any(line.startswith(f"stopping the server in {before.data}: process ") for line in outcome.lines)
+    before.restored.stop()
     before.assert_runs_as_before()

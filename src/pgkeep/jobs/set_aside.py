@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgkeep.datadir.durable import sync_directory
+from pgkeep.datadir.postmaster import running_postmaster
 from pgkeep.datadir.target import OLD_CONTENTS, Target, kept_names
 from pgkeep.errors import RestoreRefused
 from pgkeep.pg.data_directory import WAL_DIRECTORY
 
 OLD_SUFFIX = ".old."
+STAMP_LENGTH = len("20261121T081500Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,24 @@ def move_all(asides: Sequence[Aside]) -> None:
             if aside.is_contents:
                 # It may fail in the middle.
                 done.append(aside)
+            was_moved = aside.is_moved
             aside.move()
         except OSError as error:
-            for moved in reversed(done):
-                moved.move_back()
+            _move_back(done)
             raise RestoreRefused(f"cannot rename {aside.path} out of the way: {error.strerror}") from error
         done.append(aside)
+        if not was_moved and running_postmaster(aside.new_path) is not None:
+            # It would go on under the other name, and in the tablespaces, which are another cluster's in a moment.
+            _move_back(done)
+            raise RestoreRefused(
+                f"a server was started in {aside.path} while it was renamed out of the way",
+                hint="stop it, and what starts it, and restore again",
+            )
+
+
+def _move_back(asides: Sequence[Aside]) -> None:
+    for aside in reversed(asides):
+        aside.move_back()
 
 
 def point_wal_link(data_directory: Path, to: str) -> None:
