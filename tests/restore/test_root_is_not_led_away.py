@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from pgkeep.datadir.owner import Owner
+from pgkeep.datadir.owner import Owner, refuse_foreign_links
+from pgkeep.datadir.target import Target
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.clear_away import link_wal
 from pgkeep.jobs.restore_directory import RestoreDirectory
 from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.set_aside import directories_in_the_way
+from tests.lab.server_user import server_user
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def test_a_link_in_place_of_the_restore_directory(tmp_path: Path, elsewhere: Pat
         with pytest.raises(RestoreRefused) as refused:
             call()
         assert refused.value.message == f"{tmp_path / name} is a link, expected the directory of a restore"
-    with pytest.raises(OSError, match="Not a directory|Too many levels"):
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
         directory.remove()
     assert [path.name for path in elsewhere.iterdir()] == ["precious"]
 
@@ -69,3 +73,41 @@ def test_a_link_where_wal_is_carried_to(tmp_path: Path, elsewhere: Path) -> None
     assert (data_directory / "pg_wal" / segment).read_text() == "wal"
     assert not (place / segment).is_symlink()
     assert (place / done).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led to where the account may not go")
+def test_a_link_to_what_is_not_the_accounts_own(tmp_path: Path, elsewhere: Path) -> None:
+    """Neither emptied nor renamed: not as a tablespace's version directory, as pg_wal, nor as the data directory."""
+    user = server_user()
+    tmp_path.chmod(0o755)
+    data_directory, place = tmp_path / "data", tmp_path / "place"
+    for directory in (data_directory, place):
+        directory.mkdir()
+        os.chown(directory, user.uid, user.gid)
+    target = Target(data_directory=data_directory, version_directory="PG_18", tablespaces={16390: place})
+    for link in (place / "PG_18", data_directory / "pg_wal", tmp_path / "link"):
+        link.symlink_to(elsewhere)
+        os.chown(link, user.uid, user.gid, follow_symlinks=False)
+        looked_at = replace(target, data_directory=link) if link.name == "link" else target
+        with pytest.raises(RestoreRefused) as refused:
+            directories_in_the_way(looked_at)
+        assert refused.value.message == (f'{link} is a link of "{user.name}" to {elsewhere}, which belongs to "root"')
+        os.chown(link, 0, 0, follow_symlinks=False)
+        assert elsewhere in directories_in_the_way(looked_at)
+        link.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led to where the account may not go")
+def test_a_link_that_leads_to_another_link(tmp_path: Path, elsewhere: Path) -> None:
+    """Root's own link is no better than what it leads to; the account's link to its own directory is as good."""
+    user = server_user()
+    last = tmp_path / "last"
+    last.symlink_to(elsewhere)
+    os.chown(last, user.uid, user.gid, follow_symlinks=False)
+    (tmp_path / "first").symlink_to("last")
+    with pytest.raises(RestoreRefused):
+        refuse_foreign_links(tmp_path / "first")
+    os.chown(elsewhere, user.uid, user.gid)
+    refuse_foreign_links(tmp_path / "first")
+    last.unlink()
+    refuse_foreign_links(tmp_path / "first")

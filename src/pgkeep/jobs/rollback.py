@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from pgkeep.datadir.instance import Instance, PrivateAccess
+from pgkeep.datadir.owner import refuse_foreign_links
 from pgkeep.datadir.postmaster import read_control_file, running_postmaster
 from pgkeep.datadir.service import stop_server
 from pgkeep.datadir.service_search import find_service
@@ -77,6 +78,8 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
 
 
 def _check(state: RestoreState, *, is_discarded: bool) -> None:
+    for place in _places(state):
+        refuse_foreign_links(place)
     if state.is_given_up:
         return
     _check_what_is_there(state)
@@ -145,10 +148,14 @@ def _discarded(state: RestoreState) -> dict[Path, Path]:
     return {path: path.with_name(f"{path.name}.discarded.{stamp}") for path, stamp in stamped}
 
 
+def _places(state: RestoreState) -> list[Path]:
+    """Return the directories that the restore has laid down."""
+    versions = [place / state.version_directory for place in state.places.values()]
+    return [state.directory, *versions, *([Path(state.wal_directory)] if state.wal_directory else [])]
+
+
 def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
     """Take everything that was restored out of the way; of what is renamed only the name is changed here."""
-    versions = [place / state.version_directory for place in state.places.values()]
-    places = [state.directory, *versions, *([Path(state.wal_directory)] if state.wal_directory else [])]
     renamed = _discarded(state)
     for path, discarded in renamed.items():
         if not os.path.lexists(discarded) and os.path.lexists(path):
@@ -161,7 +168,7 @@ def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
                     hint="stop it, and what starts it, and roll back again",
                 )
             audit.say(f"removed what was restored into {path}")
-    for path in (Path(os.path.realpath(place)) for place in places):
+    for path in (Path(os.path.realpath(place)) for place in _places(state)):
         if path not in renamed and path.is_dir():
             remove_contents(path)
             audit.say(f"removed what was restored into {path}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgkeep.datadir.durable import sync_directory
+from pgkeep.datadir.owner import refuse_foreign_links
 from pgkeep.datadir.postmaster import running_postmaster
 from pgkeep.datadir.target import OLD_CONTENTS, Target, kept_names
 from pgkeep.errors import RestoreRefused
@@ -143,13 +144,18 @@ def directories_in_the_way(target: Target, also: Iterable[Path] = ()) -> list[Pa
 
     Returns:
         Real paths, no links among them; only those that hold something.
+
+    Raises:
+        RestoreRefused: A link leads to what is another account's.
     """
     tablespaces = [*target.outside.values(), *also]
     directories = [target.data_directory, *(path / target.version_directory for path in tablespaces)]
     wal_directory = separate_wal_directory(target.data_directory)
     if wal_directory is not None:
-        directories.append(wal_directory)
+        directories.append(target.data_directory / WAL_DIRECTORY)
     found = []
+    for directory in directories:
+        refuse_foreign_links(directory)
     for directory in dict.fromkeys(Path(os.path.realpath(path)) for path in directories):
         is_filled = not directory.is_dir() or bool(_movable(directory))
         if os.path.lexists(directory) and is_filled:
