@@ -114,7 +114,8 @@ def _continues(directory: Path, archive: WalArchive, timeline: Timeline, archive
     Tell whether the WAL in *directory* is what the archive goes on with, and not that of a namesake.
 
     Two servers of one origin may both have made a timeline of that number: the history must be the same one, and the
-    newest segment that is archived as well, or the server must have been about to archive the next one itself.
+    newest segment that is archived as well. Most often that one was recycled: then the next one must follow what is
+    archived, or the server must have been about to archive it itself.
     """
     if timeline > 1:
         try:
@@ -125,7 +126,12 @@ def _continues(directory: Path, archive: WalArchive, timeline: Timeline, archive
             return False
     if archived:
         return archive.holds(archived, _pieces(directory / archived))
-    return (directory / "archive_status" / f"{first_absent}.ready").exists()
+    if (directory / "archive_status" / f"{first_absent}.ready").exists():
+        return True
+    # The segment that the server is writing is never ready; it may begin a timeline.
+    start = WalSegment.parse(first_absent, size=archive.segment_size).start_lsn
+    before = WalSegment.containing(Lsn(max(0, start - 1)), timeline=timeline, size=archive.segment_size)
+    return any(archive.has(before.on(Timeline(number)).name) for number in range(timeline, 0, -1))
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
