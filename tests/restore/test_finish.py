@@ -12,6 +12,7 @@ from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper, Restored
+from tests.restore.test_files import make_directory
 from tests.restore.unfinished import InPlace, call
 
 
@@ -108,3 +109,18 @@ def test_places_without_a_restore(keeper: Keeper) -> None:
             f"error: no restore into {data} is known: there is no {data}.pgkeep-restore/state.json",
         )
     keeper.cluster.sql("SELECT 1")
+
+
+def test_what_is_refused_is_in_the_audit_file(keeper: Keeper) -> None:
+    """A restore that phase 1 refuses leaves its reason in log_dir, and nothing anywhere else."""
+    keeper.backup("full", "local")
+    logs = make_directory(keeper.directory / "logs")
+    target = make_directory(keeper.directory / "target")
+    (target / "precious").write_text("mine")
+    status, refusal = keeper.refuse(f"--pgdata-dir={target}", f"--log-dir={logs}")
+    assert status == 8
+    [path] = logs.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    lines = [line.partition("Z ")[2] for line in path.read_text().splitlines()]
+    assert lines[-2:] == refusal
+    assert [path.name for path in keeper.directory.glob("target*")] == ["target"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper, Restored
@@ -76,3 +77,46 @@ def test_a_damaged_old_segment_ends_the_wal_there(make_keeper: MakeKeeper) -> No
     assert "is beyond the WAL held without a hole" in outcome.refusal[0]
     assert list(keeper.directory.glob("data.old.*")) == []
     restore_in_place(keeper, f"--target-time={reached.time.isoformat()}").assert_is_at(reached)
+
+
+def test_the_wal_of_a_copy_is_not_the_clusters(make_keeper: MakeKeeper) -> None:
+    """Promoted to a timeline of the same number, a copy gives nothing to the archive when it is made anew."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    ledger.transfer(5)
+    keeper.wait_until_archived()
+    copy = keeper.restore(to="copy")
+    with copy.connect() as connection:
+        for _ in range(3):
+            connection.execute("CREATE TABLE IF NOT EXISTS only_in_the_copy (n int)")
+            connection.execute("INSERT INTO only_in_the_copy SELECT generate_series(1, 1000)")
+            connection.execute("SELECT pg_switch_wal()")
+    copy.stop()
+    keeper.cluster.stop()
+    original = restore_in_place(keeper)
+    original.value("SELECT pg_switch_wal()")
+    wait_for(
+        lambda: original.value("SELECT coalesce(last_archived_wal, '') LIKE '00000002%' FROM pg_stat_archiver"),
+        "the original archives its own timeline",
+    )
+    again = keeper.restore("--overwrite-existing", to="copy", start=False)
+    assert [line for line in again.outcome.lines if "archived from" in line] == []
+
+
+def test_the_old_wal_is_taken_when_all_before_it_was_recycled(make_keeper: MakeKeeper) -> None:
+    """A checkpoint since the last archived segment leaves only the segment that the server was writing: it counts."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    ledger.transfer(5)
+    keeper.wait_until_archived()
+    archived = keeper.cluster.value("SELECT last_archived_wal FROM pg_stat_archiver")
+    for _ in range(2):
+        ledger.transfer(2)
+        keeper.cluster.sql("CHECKPOINT")
+    mark = ledger.mark("last")
+    keeper.cluster.kill()
+    held = {path.name for path in (keeper.cluster.data_directory / "pg_wal").glob("0*")}
+    assert archived not in held
+    restore_in_place(keeper).assert_is_at(mark)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.old_directories import remove_old
 from pgkeep.jobs.recovery_config import wal_plan
 from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.set_aside import Aside, move_all
 from tests.restore.holdings import Holdings, fork, head, lsn, plan
 
@@ -62,3 +68,40 @@ def test_second_directory_that_cannot_be_moved(tmp_path: Path) -> None:
         move_all(asides)
     assert refused.value.message == f"cannot rename {tmp_path}/absent out of the way: No such file or directory"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@contextmanager
+def server_in(directory: Path) -> Iterator[None]:
+    """Run a process that looks like the server of *directory*."""
+    directory.mkdir()
+    with subprocess.Popen(["sleep", "60"], cwd=directory) as process:
+        (directory / "postmaster.pid").write_text(f"{process.pid}\n{directory}\n")
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def test_server_that_starts_while_its_directory_is_renamed(tmp_path: Path) -> None:
+    """It would go on in tablespaces that are another cluster's by then: all is put back under its own name."""
+    (tmp_path / "first").mkdir()
+    asides = [Aside(tmp_path / name, tmp_path / f"{name}.old") for name in ("first", "data")]
+    with server_in(tmp_path / "data"), pytest.raises(RestoreRefused) as refused:
+        move_all(asides)
+    assert refused.value.message == f"a server was started in {tmp_path}/data while it was renamed out of the way"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "first"]
+
+
+def test_old_directory_in_which_a_server_runs(tmp_path: Path) -> None:
+    """Somebody looks at what was there before: it stays, however old it is."""
+    found = SimpleNamespace(
+        moved=[], directory=tmp_path / "data", places={}, version_directory="PG_18", wal_directory=""
+    )
+    said: list[str] = []
+    old = tmp_path / "data.old.20200101T000000Z"
+    with server_in(old):
+        remove_old(cast("RestoreState", found), retain_days=7, say=said.append)
+    assert said == [f"{old} stays, though a restore moved it away more than 7 days ago: a server runs in it"]
+    assert old.is_dir()
+    remove_old(cast("RestoreState", found), retain_days=7, say=said.append)
+    assert not old.exists()

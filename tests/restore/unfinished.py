@@ -77,10 +77,10 @@ class InPlace:
         words = [name for name in ("is_cleared", "access", "is_lifting") if state[name]]
         return " ".join([str(state["phases_done"]), *words])
 
-    def kill_rollback_at(self, point: KillPoint) -> None:
-        """Run the rollback, which ends by SIGKILL at *point*."""
+    def kill_rollback_at(self, point: KillPoint, *more: str) -> None:
+        """Run the rollback, which ends by SIGKILL at *point*; with *more* arguments."""
         program = [sys.executable, str(SIGNALLED_AT), "KILL", *map(str, point)]
-        outcome = self.call("rollback", program=program)
+        outcome = self.call("rollback", *more, program=program)
         assert outcome.status == -signal.SIGKILL, f"{point} was not reached\n" + "\n".join(outcome.lines)
 
     def restore(self, *more: str) -> Outcome:

@@ -90,3 +90,25 @@ def owner_of_restored_files(target: Path, *, user: str = "", recorded: str = "")
         "root cannot own the restored files, because PostgreSQL does not run as root",
         hint="create the user postgres, or name the account that will run the server",
     )
+
+
+def refuse_foreign_links(path: Path) -> None:
+    """
+    Raise RestoreRefused where root would be led elsewhere by a link that somebody else made on the way to *path*.
+
+    Such a link must belong to who owns what it leads to, who could have written there by himself. One that leads
+    nowhere is fine.
+    """
+    if os.geteuid() != 0:
+        return
+    for place in (*reversed(path.parents), path):
+        if not place.is_symlink() or not place.exists():
+            continue
+        maker, found = os.lstat(place).st_uid, os.stat(place).st_uid
+        if maker not in (0, found):
+            raise RestoreRefused(
+                f'{place} is a link of "{Owner(maker, 0).user_name}" to {os.path.realpath(place)}, '
+                f'which belongs to "{Owner(found, 0).user_name}"',
+                hint="name the directory itself, or let root make the link",
+            )
+        refuse_foreign_links(place.parent / os.readlink(place))

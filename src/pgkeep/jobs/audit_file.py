@@ -96,7 +96,7 @@ class AuditFile:
     def _open(self, directory: Path) -> str:
         """Open the file in *directory*; return what is in the way, empty when nothing is."""
         path = directory / f"restore-{self.name}.log"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             if directory == self._log_directory:
                 directory.mkdir(mode=0o750, exist_ok=True)

@@ -17,6 +17,8 @@ from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.set_aside import Aside, directories_in_the_way, move_all, point_wal_link
 from pgkeep.pg.data_directory import WAL_DIRECTORY
 
+_COPIED_BYTES = 1 << 20
+
 
 def clear_away(run: RestoreRun, say: Callable[[str], None]) -> None:
     """Empty the places of the restore; an earlier run that was cut short here is gone on with."""
@@ -79,10 +81,15 @@ def link_wal(state: RestoreState) -> None:
     place = Path(state.wal_directory)
     if not place.is_dir():
         place.mkdir(mode=0o700)
-        os.chown(place, owner.uid, owner.gid)
+        os.chown(place, owner.uid, owner.gid, follow_symlinks=False)
     link.mkdir(mode=0o700, exist_ok=True)
-    for name in sorted(os.listdir(link)):
-        _move_across(link / name, place / name, owner)
+    # The directory is the server's account's, who may put links into it while root writes there.
+    beneath = Beneath(place, owner=owner)
+    try:
+        for name in sorted(os.listdir(link)):
+            _move_across(link / name, beneath, name)
+    finally:
+        beneath.close()
     sync_directory(place)
     link.rmdir()
     os.symlink(state.wal_link, link)
@@ -90,21 +97,20 @@ def link_wal(state: RestoreState) -> None:
     sync_directory(data_directory)
 
 
-def _move_across(path: Path, new_path: Path, owner: Owner) -> None:
+def _move_across(path: Path, beneath: Beneath, inside: str) -> None:
     """Move a file or a directory of files to another file system; what an earlier run moved in part is made anew."""
     if path.is_dir():
-        new_path.mkdir(mode=0o700, exist_ok=True)
+        beneath.make_directory(inside)
         for name in sorted(os.listdir(path)):
-            _move_across(path / name, new_path / name, owner)
-        sync_directory(new_path)
-        os.chown(new_path, owner.uid, owner.gid)
+            _move_across(path / name, beneath, f"{inside}/{name}")
+        sync_directory(beneath.root / inside)
         path.rmdir()
         return
-    shutil.copyfile(path, new_path, follow_symlinks=False)
-    new_path.chmod(0o600)
-    os.chown(new_path, owner.uid, owner.gid)
-    with open(new_path, "rb") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb") as file, os.fdopen(beneath.create_file(inside), "wb") as new_file:
+        shutil.copyfileobj(file, new_file, _COPIED_BYTES)
+        new_file.flush()
+        os.fsync(new_file.fileno())
     path.unlink()
 
 

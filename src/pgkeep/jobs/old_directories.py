@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pgkeep.datadir.postmaster import running_postmaster
 from pgkeep.datadir.target import OLD_CONTENTS
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.set_aside import OLD_SUFFIX
@@ -30,6 +31,9 @@ def remove_old(state: RestoreState, *, retain_days: int, say: Callable[[str], No
         stamp = path.name[-16:]
         moment = dt.datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
         if path in kept or moment > limit or path.is_symlink():
+            continue
+        if running_postmaster(path) is not None:
+            say(f"{path} stays, though a restore moved it away more than {retain_days} days ago: a server runs in it")
             continue
         shutil.rmtree(path, ignore_errors=True)
         say(f"removed {path}, which a restore moved away more than {retain_days} days ago")

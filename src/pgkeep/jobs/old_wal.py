@@ -17,7 +17,7 @@ from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import ArchiveError, FormatError, PgkeepError
 from pgkeep.jobs.recovery_history import WalHoldings, choose_history
 from pgkeep.pg.data_directory import WAL_DIRECTORY
-from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget
 from pgkeep.pg.segment_index import Ending, index_segment
 from pgkeep.pg.wal import WalSegment, is_segment_name
@@ -53,12 +53,13 @@ def archive_old_wal(
         is_dry: Only say what there is.
     """
     usable = [head for head in heads if head.has_files and head.stop_lsn]
-    if not usable or not _is_cluster_of(archive, data_directory):
+    # A copy elsewhere has gone its own way, under a timeline number that the cluster itself may have used since.
+    if not usable or str(data_directory) != usable[-1].data_directory or not _is_cluster_of(archive, data_directory):
         return
     timeline = choose_history(usable, target, wal).timeline
     first = last = ""
     end = Lsn(0)
-    for path in _unarchived(data_directory / WAL_DIRECTORY, archive, timeline.hex):
+    for path in _unarchived(data_directory / WAL_DIRECTORY, archive, timeline):
         segment = WalSegment.parse(path.name, size=archive.segment_size)
         try:
             found = index_segment(segment, _pieces(path), checks_all=True)
@@ -90,19 +91,47 @@ def _is_cluster_of(archive: WalArchive, data_directory: Path) -> bool:
         return False
 
 
-def _unarchived(directory: Path, archive: WalArchive, timeline: str) -> Iterator[Path]:
-    """Yield the segments of *timeline* behind the newest one that is archived, without a hole, oldest first."""
+def _unarchived(directory: Path, archive: WalArchive, timeline: Timeline) -> Iterator[Path]:
+    """Yield the segments of *timeline* behind the newest one that is archived, if they continue that, oldest first."""
     try:
-        names = sorted(name for name in os.listdir(directory) if is_segment_name(name) and name[:8] == timeline)
+        names = sorted(name for name in os.listdir(directory) if is_segment_name(name) and name[:8] == timeline.hex)
     except OSError:
         return
     absent: list[str] = []
+    archived = ""
     for name in reversed(names):
         if archive.has(name):
+            archived = name
             break
         absent.append(name)
-    for name in reversed(absent):
-        yield directory / name
+    if absent and _continues(directory, archive, timeline, archived, absent[-1]):
+        for name in reversed(absent):
+            yield directory / name
+
+
+def _continues(directory: Path, archive: WalArchive, timeline: Timeline, archived: str, first_absent: str) -> bool:
+    """
+    Tell whether the WAL in *directory* is what the archive goes on with, and not that of a namesake.
+
+    Two servers of one origin may both have made a timeline of that number: the history must be the same one, and the
+    newest segment that is archived as well. Most often that one was recycled: then the next one must follow what is
+    archived, or the server must have been about to archive it itself.
+    """
+    if timeline > 1:
+        try:
+            history = (directory / timeline.history_file_name).read_bytes()
+        except OSError:
+            return False
+        if history != archive.history(timeline):
+            return False
+    if archived:
+        return archive.holds(archived, _pieces(directory / archived))
+    if (directory / "archive_status" / f"{first_absent}.ready").exists():
+        return True
+    # The segment that the server is writing is never ready; it may begin a timeline.
+    start = WalSegment.parse(first_absent, size=archive.segment_size).start_lsn
+    before = WalSegment.containing(Lsn(max(0, start - 1)), timeline=timeline, size=archive.segment_size)
+    return any(archive.has(before.on(Timeline(number)).name) for number in range(timeline, 0, -1))
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

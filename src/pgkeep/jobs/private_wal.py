@@ -115,10 +115,10 @@ class PrivateWal:
         """Let the account of the server read it."""
         if self._owner is None:
             return
-        for directory, _, files in os.walk(self.directory):
-            os.chown(directory, self._owner.uid, self._owner.gid)
-            for name in files:
-                os.chown(os.path.join(directory, name), self._owner.uid, self._owner.gid, follow_symlinks=False)
+        # From the inside out: whoever owns a directory may put links in place of what is in it.
+        for directory, _, files in os.walk(self.directory, topdown=False):
+            for path in (*(os.path.join(directory, name) for name in files), directory):
+                os.chown(path, self._owner.uid, self._owner.gid, follow_symlinks=False)
 
     def remove(self) -> None:
         """Remove it, unless it is something else."""

@@ -54,8 +54,9 @@ class RestoreDirectory:
             RestoreRefused: Another account wrote it.
             FormatError: It is damaged.
         """
+        self._check_place()
         try:
-            descriptor = os.open(self.state_path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(self.state_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -89,6 +90,7 @@ class RestoreDirectory:
         Raises:
             RestoreRefused: Another process works on this restore, or the directory cannot be made.
         """
+        self._check_place()
         try:
             if not self.path.is_dir():
                 make_directories(self.path, owner)
@@ -111,14 +113,27 @@ class RestoreDirectory:
 
     def remove(self) -> None:
         """Remove the directory: there is nothing to go on with. An audit file in it stays, for who asks later."""
-        # Without the state the rest of it means nothing, whatever ends this here.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.state_path)
-        for path in self.path.iterdir():
-            if not AUDIT_NAME.fullmatch(path.name):
-                path.unlink()
+        # Whoever owns the directory above can put a link in its place: root would remove what that leads to.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            # Without the state the rest of it means nothing, whatever ends this here.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(STATE_FILE, dir_fd=descriptor)
+            for name in os.listdir(descriptor):
+                if not AUDIT_NAME.fullmatch(name):
+                    os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+    def _check_place(self) -> None:
+        """Raise RestoreRefused where a link has the place of the directory: none was ever made by a restore."""
+        if self.path.is_symlink():
+            raise RestoreRefused(
+                f"{self.path} is a link, expected the directory of a restore",
+                hint="find out who made it, and remove it",
+            )
 
 
 class RestoreRun:

@@ -22,6 +22,8 @@ from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.restored_checks import WantedChecks
 from pgkeep.jobs.standby_finish import is_primary_to_be_asked, learn_of_primary
+from pgkeep.jobs.unfinished import ran_by_hand
+from pgkeep.pg.data_directory import POSTMASTER_OPTIONS
 from pgkeep.pg.recovery import TargetKind
 
 _STARTING_SECONDS = 10
@@ -47,6 +49,7 @@ def run_phases(
     """
     log = PhaseLog(voice.say, phases_done=run.state.phases_done)
     if run.state.phases_done < 3:
+        _check_never_started(run)
         settings = settings_of_recovery(run.state, run.state.target, socket=None)
         put_back_outside(
             run.state.outside,
@@ -87,6 +90,16 @@ def _learn_of_primary(run: RestoreRun, voice: Voice) -> None:
     run.record(**changes)
 
 
+def _check_never_started(run: RestoreRun) -> None:
+    """Refuse to write a backup_label into a cluster that has run: its next start would undo what was written since."""
+    directory = run.state.directory
+    if (directory / POSTMASTER_OPTIONS).exists():
+        raise RestoreRefused(
+            f"the restored cluster in {directory} was started before its recovery files were known to be complete",
+            hint=f"if it is to stay, remove {run.directory.path}; otherwise move {directory} away, and pgkeep rollback",
+        )
+
+
 def _run_server(run: RestoreRun, voice: Voice, log: PhaseLog, *, is_opened: bool) -> tuple[ReplayEnd, tuple[str, ...]]:
     if not run.state.bin_directory:
         raise ToolError(
@@ -96,6 +109,9 @@ def _run_server(run: RestoreRun, voice: Voice, log: PhaseLog, *, is_opened: bool
     state = run.state
     owner = state.owner_of_files or Owner.of(state.directory)
     WantedChecks.of_options(state.options).check(bin_directory=Path(state.bin_directory), owner_uid=owner.uid)
+    if ran_by_hand(state):
+        # The next start writes over what tells so, and a rollback must still ask before it removes what was written.
+        run.record(ran_by_hand=True)
     access = _access(run)
     try:
         return FencedServer(run, access, voice).run(log, is_opened=is_opened)

@@ -107,6 +107,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         private_wal: Directory of WAL that goes when nobody needs it any more; empty when the vault has it.
         standby: What the server follows when it is to be a standby; None for one that is promoted.
         outside: What is known of configuration outside the data directory.
+        ran_by_hand: Whether somebody else has run the restored server, before pgkeep took it up again.
     """
 
     restore_id: str
@@ -164,6 +165,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     private_wal: str = ""
     standby: StandbyState | None = None
     outside: OutsideState = OutsideState()
+    ran_by_hand: bool = False
     format: int = STATE_FORMAT
 
     @property

@@ -11,19 +11,23 @@ import os
 import shutil
 from pathlib import Path
 
-from pgkeep.datadir.instance import Instance
+from pgkeep.datadir.instance import Instance, PrivateAccess
+from pgkeep.datadir.owner import refuse_foreign_links
 from pgkeep.datadir.postmaster import read_control_file, running_postmaster
+from pgkeep.datadir.service import stop_server
+from pgkeep.datadir.service_search import find_service
 from pgkeep.datadir.target import MARKER, kept_names
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.clear_away import give_back, remove_contents
 from pgkeep.jobs.finish import known_restore
-from pgkeep.jobs.old_server import start_old_server
+from pgkeep.jobs.old_server import STOP_SECONDS, start_old_server
 from pgkeep.jobs.own_configuration import take_back_outside
 from pgkeep.jobs.phase_log import PHASES
 from pgkeep.jobs.private_wal import remove_private_wal
 from pgkeep.jobs.restore_directory import SUFFIX, RestoreDirectory, RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.set_aside import STAMP_LENGTH
 from pgkeep.jobs.unfinished import ran_by_hand
 from pgkeep.pg.data_directory import BACKUP_LABEL, CONTROL_FILE
 
@@ -51,10 +55,10 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
         _check(state, is_discarded=is_discarded)
         audit.begin(Path(state.audit_file).parent if state.audit_file else None)
         audit.note(f"rollback of the restore {state.restore_id} of backup {state.backup_id}")
-        if not state.is_given_up:
-            _stop(state)
+        if not state.is_emptied:
+            # Also when an earlier run did: the host may have started its services since.
+            _stop(state, audit)
             run.record(is_given_up=True)
-        if not run.state.is_emptied:
             if state.is_cleared:
                 _remove_restored(state, audit)
             run.record(is_emptied=True)
@@ -63,15 +67,19 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
         for aside in state.moved:
             audit.say(f"put back {aside.path}")
         start_old_server(state, say=audit.say, warn=audit.warn)
-        for place in map(_discarded_name, _renamed(state)):
+        for place in _discarded(state).values():
             shutil.rmtree(place, ignore_errors=True)
         if state.private_wal:
             remove_private_wal(Path(state.private_wal))
+        if state.access:
+            PrivateAccess(Path(state.access)).remove()
         directory.remove()
     return state
 
 
 def _check(state: RestoreState, *, is_discarded: bool) -> None:
+    for place in _places(state):
+        refuse_foreign_links(place)
     if state.is_given_up:
         return
     _check_what_is_there(state)
@@ -117,31 +125,51 @@ def _not_ours(state: RestoreState) -> RestoreRefused:
     )
 
 
-def _stop(state: RestoreState) -> None:
-    if state.directory.is_dir() and running_postmaster(state.directory) is not None and state.is_cleared:
+def _stop(state: RestoreState, audit: AuditFile) -> None:
+    postmaster = running_postmaster(state.directory) if state.directory.is_dir() else None
+    if postmaster is None or not state.is_cleared:
+        return
+    if state.access and postmaster.socket_directory == state.access:
         Instance(state.directory, bin_directory=Path(state.bin_directory), log_path=state.log_path).stop()
+        return
+    # Not what ran the old one: the restored server may have been given a unit since, which would start it again.
+    service = find_service(state.directory)
+    audit.say(f"stopping the server in {state.directory}: process {postmaster.pid}, {service}")
+    try:
+        stop_server(service, state.directory, timeout_seconds=STOP_SECONDS)
+    except RestoreRefused as refused:
+        refused.hint = "nothing was touched: stop it yourself, and roll back again"
+        raise
 
 
-def _renamed(state: RestoreState) -> list[Path]:
-    """Return the places whose own directory was renamed by the restore: the restored one is renamed as well."""
-    return [aside.path for aside in state.moved if not aside.is_contents]
+def _discarded(state: RestoreState) -> dict[Path, Path]:
+    """Return the places whose own directory was renamed by the restore, and the names that the restored ones get."""
+    stamped = [(aside.path, aside.new_path.name[-STAMP_LENGTH:]) for aside in state.moved if not aside.is_contents]
+    return {path: path.with_name(f"{path.name}.discarded.{stamp}") for path, stamp in stamped}
 
 
-def _discarded_name(path: Path) -> Path:
-    return path.with_name(f"{path.name}.discarded")
+def _places(state: RestoreState) -> list[Path]:
+    """Return the directories that the restore has laid down."""
+    versions = [place / state.version_directory for place in state.places.values()]
+    return [state.directory, *versions, *([Path(state.wal_directory)] if state.wal_directory else [])]
 
 
 def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
     """Take everything that was restored out of the way; of what is renamed only the name is changed here."""
-    versions = [place / state.version_directory for place in state.places.values()]
-    places = [state.directory, *versions, *([Path(state.wal_directory)] if state.wal_directory else [])]
-    for path in _renamed(state):
-        discarded = _discarded_name(path)
+    renamed = _discarded(state)
+    for path, discarded in renamed.items():
         if not os.path.lexists(discarded) and os.path.lexists(path):
             os.rename(path, discarded)
+            if running_postmaster(discarded) is not None:
+                # It would go on in the tablespaces, which are another cluster's in a moment.
+                os.rename(discarded, path)
+                raise RestoreRefused(
+                    f"a server was started in {path} during the rollback",
+                    hint="stop it, and what starts it, and roll back again",
+                )
             audit.say(f"removed what was restored into {path}")
-    for path in (Path(os.path.realpath(place)) for place in places):
-        if path not in _renamed(state) and path.is_dir():
+    for path in (Path(os.path.realpath(place)) for place in _places(state)):
+        if path not in renamed and path.is_dir():
             remove_contents(path)
             audit.say(f"removed what was restored into {path}")
             if path.name == state.version_directory:

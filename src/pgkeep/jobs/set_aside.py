@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgkeep.datadir.durable import sync_directory
+from pgkeep.datadir.owner import refuse_foreign_links
+from pgkeep.datadir.postmaster import running_postmaster
 from pgkeep.datadir.target import OLD_CONTENTS, Target, kept_names
 from pgkeep.errors import RestoreRefused
 from pgkeep.pg.data_directory import WAL_DIRECTORY
 
 OLD_SUFFIX = ".old."
+STAMP_LENGTH = len("20261121T081500Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +100,24 @@ def move_all(asides: Sequence[Aside]) -> None:
             if aside.is_contents:
                 # It may fail in the middle.
                 done.append(aside)
+            was_moved = aside.is_moved
             aside.move()
         except OSError as error:
-            for moved in reversed(done):
-                moved.move_back()
+            _move_back(done)
             raise RestoreRefused(f"cannot rename {aside.path} out of the way: {error.strerror}") from error
         done.append(aside)
+        if not was_moved and running_postmaster(aside.new_path) is not None:
+            # It would go on under the other name, and in the tablespaces, which are another cluster's in a moment.
+            _move_back(done)
+            raise RestoreRefused(
+                f"a server was started in {aside.path} while it was renamed out of the way",
+                hint="stop it, and what starts it, and restore again",
+            )
+
+
+def _move_back(asides: Sequence[Aside]) -> None:
+    for aside in reversed(asides):
+        aside.move_back()
 
 
 def point_wal_link(data_directory: Path, to: str) -> None:
@@ -129,13 +144,18 @@ def directories_in_the_way(target: Target, also: Iterable[Path] = ()) -> list[Pa
 
     Returns:
         Real paths, no links among them; only those that hold something.
+
+    Raises:
+        RestoreRefused: A link leads to what is another account's.
     """
     tablespaces = [*target.outside.values(), *also]
     directories = [target.data_directory, *(path / target.version_directory for path in tablespaces)]
     wal_directory = separate_wal_directory(target.data_directory)
     if wal_directory is not None:
-        directories.append(wal_directory)
+        directories.append(target.data_directory / WAL_DIRECTORY)
     found = []
+    for directory in directories:
+        refuse_foreign_links(directory)
     for directory in dict.fromkeys(Path(os.path.realpath(path)) for path in directories):
         is_filled = not directory.is_dir() or bool(_movable(directory))
         if os.path.lexists(directory) and is_filled:

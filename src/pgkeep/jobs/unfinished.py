@@ -93,7 +93,9 @@ def _is_at_stake(state: RestoreState) -> bool:
 
 
 def ran_by_hand(state: RestoreState) -> bool:
-    """Tell whether somebody else than pgkeep was the last one to start the restored server."""
+    """Tell whether somebody else than pgkeep has started the restored server, by what is remembered or seen."""
+    if state.ran_by_hand:
+        return True
     if state.phases_done < 3:
         return False
     try:

@@ -69,7 +69,7 @@ def _typed(kind: type, value: Any) -> Any:
         return Lsn.parse(value)
     if kind is Timeline:
         return Timeline(int(value))
-    raise NotImplementedError(kind)
+    raise TypeError(f"expected an Lsn or a Timeline, found {kind.__name__}")
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
