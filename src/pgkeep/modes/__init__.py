@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MODES = {
     "dump": "pgkeep.modes.dump:DumpMode",
     "pitr": "pgkeep.modes.pitr:PitrMode",
+    "pitr_block": "pgkeep.modes.pitr_block:PitrBlockMode",
 }
 """Every mode by its name: module and class, imported when it is asked for."""
 

@@ -7,7 +7,6 @@ NOT_BUILT = frozenset(
         "cdp_window_seconds",
         "large_table_threshold",
         "parallel_tables",
-        "pitr_block_summary_days",
         "post_restore_sql",
         "post_restore_sql_timeout",
         "verify_amcheck_after",
