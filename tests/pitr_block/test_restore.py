@@ -1,4 +1,4 @@
-"""Chains restored from the vault: rolled forward in place, gone on with after a kill, refused when a member is missing."""
+"""Chains restored from the vault: in place, gone on with after a kill, refused when a member is missing."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_chain_comes_back_at_each_of_its_ends(major: int, keeper: Keeper) -> Non
 
     map_first = f"--tablespace-map={space}:{keeper.directory}/mapped-first"
     at_first = keeper.restore(f"--backup-id={first}", "--target-immediate", map_first)
-    assert "  rolled forward in place: " + ", ".join([full, first]) in at_first.outcome.lines
+    assert f"  rolled forward in place: {full}, {first}" in at_first.outcome.lines
     at_first.assert_is_at(first_mark)
     at_first.stop()
 
     map_last = f"--tablespace-map={space}:{keeper.directory}/mapped-last"
     restored = keeper.restore(map_last)
-    assert "  rolled forward in place: " + ", ".join([full, differential, last]) in restored.outcome.lines
+    assert f"  rolled forward in place: {full}, {differential}, {last}" in restored.outcome.lines
     restored.assert_is_at(last_mark)
     assert (restored.data_directory / f"pg_tblspc/{space}").readlink() == keeper.directory / "mapped-last"
     assert not (restored.data_directory / f"pg_tblspc/{doomed}").exists()

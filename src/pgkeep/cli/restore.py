@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
 from pgkeep.jobs.restore_settings import audit_file
+from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
@@ -37,7 +39,8 @@ def run(call: Call, *, as_json: bool) -> None:
 
             restore_dumps(call, cluster, heads, as_json=as_json)
         else:
-            restore_cluster(call, cluster, heads, as_json=as_json)
+            physical = [head for head in heads if head.mode in ((mode,) if mode != "auto" else PHYSICAL_MODES)]
+            restore_cluster(call, cluster, physical, as_json=as_json)
 
 
 def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], *, as_json: bool) -> None:
@@ -54,6 +57,7 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
 def _restore_cluster(
     call: Call, cluster: ClusterVault, heads: list[RecordHead], audit: AuditFile, now: dt.datetime, *, as_json: bool
 ) -> None:
+    from pgkeep.jobs.block_chain import chain_of, expected_bytes
     from pgkeep.jobs.recovery_plan import plan_recovery
     from pgkeep.jobs.restore import restore
     from pgkeep.jobs.restore_plan import prepare
@@ -62,13 +66,12 @@ def _restore_cluster(
     from pgkeep.jobs.standby_plan import plan_standby_recovery, standby_plan
     from pgkeep.jobs.unfinished import asked_for, unfinished_restore
     from pgkeep.server.tools import toolbox_for_server
-    from pgkeep.vault.survey import survey
+    from pgkeep.vault.stored_chain import StoredChain
     from pgkeep.vault.wal_view import WalView
 
     settings = call.settings
     target = recovery_target(settings, now)
-    physical = [head for head in heads if head.mode == "pitr"]
-    standby = standby_plan(settings, physical)
+    standby = standby_plan(settings, heads)
     asked = asked_for(
         target,
         tablespaces=settings.mapping("tablespace_map"),
@@ -77,15 +80,15 @@ def _restore_cluster(
         backup_id=settings.text("backup_id") or "",
         standby_of=standby.where if standby is not None else "",
     )
-    place = settings.text("pgdata_dir") or (physical[-1].data_directory if physical else "")
+    place = settings.text("pgdata_dir") or (heads[-1].data_directory if heads else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
     with WalView(cluster.archive) as view:
         backup_id = unfinished.backup_id if unfinished is not None else settings.text("backup_id") or ""
         if standby is not None and standby.primary is not None:
-            recovery = plan_standby_recovery(standby, physical, view, backup_id=backup_id)
+            recovery = plan_standby_recovery(standby, heads, view, backup_id=backup_id)
         else:
             recovery = plan_recovery(
-                physical,
+                heads,
                 target,
                 view,
                 now=now,
@@ -94,11 +97,14 @@ def _restore_cluster(
                 times_of=view.times,
             )
     base = recovery.base
-    with cluster.open_backup(base.backup_id) as backup:
+    chain = chain_of(base, heads)
+    with StoredChain(cluster, [head.backup_id for head in chain] or [base.backup_id]) as stored:
         data_directory = Path(settings.text("pgdata_dir") or base.data_directory)
         request = RestoreRequest(
             recovery=recovery,
-            tail=backup.tail,
+            tail=stored.newest.tail,
+            chain=tuple(head.backup_id for head in chain),
+            expected_bytes=expected_bytes(chain or [base], stored.members[0].tail.bytes),
             data_directory=data_directory,
             tablespaces=tablespace_places(settings.mapping("tablespace_map"), base),
             overwrite_existing=settings.flag("overwrite_existing"),
@@ -110,7 +116,7 @@ def _restore_cluster(
             toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=call.bin_dir),
             timeout_seconds=settings.number("restore_timeout"),
             workers=call.workers,
-            tablespace_bytes=survey(backup).tablespace_bytes,
+            tablespace_bytes=stored.tablespace_bytes,
             user=settings.text("unix_user") or "",
             port=settings.optional_number("port") or 0,
             asked=asked,
@@ -128,8 +134,9 @@ def _restore_cluster(
             return
         for line in prepared.lines():
             audit.say(line)
-        with Meter("laying down", total_bytes=backup.tail.bytes) as meter:
-            result = restore(prepared, _Metered(backup.items, meter))
+        done = len(prepared.applied)
+        with Meter("laying down", total_bytes=sum(member.tail.bytes for member in stored.members[done:])) as meter:
+            result = restore(prepared, _Metered(functools.partial(stored.items, done=done), meter))
     if as_json:
         end = result.end
         print_json(
@@ -175,10 +182,12 @@ def _readable(call: Call, cluster: ClusterVault) -> list[RecordHead]:
 
 
 def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
+    """Return ``dump``, the physical mode that is asked for, or ``auto`` for any of those."""
     wanted = call.settings.get("restore_mode")
     if wanted != "auto":
-        if wanted not in ("dump", "pitr"):
-            raise UsageError(f"restore_mode {wanted} is not in this version of pgkeep: expected auto, dump or pitr")
+        if wanted not in ("dump", *PHYSICAL_MODES):
+            known = ", ".join(("auto", "dump", *PHYSICAL_MODES))
+            raise UsageError(f"restore_mode {wanted} is not in this version of pgkeep: expected one of {known}")
         return str(wanted)
     chosen = call.settings.text("backup_id")
     for head in heads:
@@ -186,7 +195,7 @@ def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
             return head.mode
     if any(call.settings.is_given(name) for name in DUMP_SETTINGS):
         return "dump"
-    return "pitr" if any(head.mode == "pitr" for head in heads) or not heads else "dump"
+    return "auto" if any(head.mode in PHYSICAL_MODES for head in heads) or not heads else "dump"
 
 
 def _print_plan(lines: list[str], *, as_json: bool) -> None:

@@ -168,6 +168,7 @@ def prepare_stream(
     request = RestoreRequest(
         recovery=recovery,
         tail=tail,
+        expected_bytes=tail.bytes,
         data_directory=data_directory,
         tablespaces=tablespaces,
         overwrite_existing=settings.flag("overwrite_existing"),
