@@ -17,9 +17,10 @@ from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user
 from tests.pitr_block.scene import backup, backup_options
 from tests.restore.keeper import PGKEEP, Keeper, Outcome, Restored, environment
+from tests.survive.test_damage import PAGE, flip, make_table
 from tests.vault.test_recipe import commands
 
-pytestmark = pytest.mark.pg(">= 17")
+BLOCKS = pytest.mark.pg(">= 17")
 
 ROLE = "backup"
 
@@ -54,6 +55,7 @@ def follow_recipe(keeper: Keeper, backup_id: str) -> Restored:
     return restored
 
 
+@BLOCKS
 def test_chain_holds_changed_blocks_and_becomes_the_cluster_again(major: int, keeper: Keeper) -> None:
     """By its RESTORE.md, a chain over two tablespaces gives every row, made by a role with the printed rights."""
     cluster = keeper.cluster
@@ -125,6 +127,7 @@ def check_labels(keeper: Keeper, heads: list[RecordHead]) -> None:
             ]
 
 
+@BLOCKS
 def test_full_alone_becomes_the_cluster_again(major: int, keeper: Keeper) -> None:
     """By its RESTORE.md a Full gives every row; it verifies, and nothing was put into a temporary file."""
     ledger = Ledger(keeper.cluster)
@@ -140,3 +143,22 @@ def test_full_alone_becomes_the_cluster_again(major: int, keeper: Keeper) -> Non
     keeper.must("verify")
     keeper.cluster.stop()
     follow_recipe(keeper, backup_id).assert_is_at(mark)
+
+
+def test_a_page_that_is_bad_below_is_told_of_above(keeper: Keeper) -> None:
+    """What builds on a backup with a damaged page warns of it, since nobody reads that page again."""
+    table = make_table(keeper.cluster, "precious")
+    flip(table, 3 * PAGE + 5000)
+    full = backup(keeper, "full")
+    assert full.report["damaged_pages"] == 1
+    for _ in range(2):
+        outcome = backup(keeper, "incremental")
+        assert outcome.report["level"] == "Incremental"
+        assert outcome.report["damaged_pages"] == 0
+        [warning] = outcome.report["warnings"]
+        assert warning == (
+            f"backup {full.report['backup_id']}, which this one builds on, holds damaged pages: what was not written "
+            "since is restored damaged"
+        )
+    reasons = keeper.must("expire", "--keep=1")
+    assert any("no pitr_block backup expires" in line for line in reasons.lines), reasons.lines

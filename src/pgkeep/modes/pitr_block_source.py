@@ -19,6 +19,14 @@ class PitrBlockSource(StreamSource):
             head = plan.base.head
             # All that it is restored from, the Full first.
             self._head.details["chain"] = [*head.details.get("chain", ()), head.backup_id]
+            damaged = [*head.details.get("damaged_below", ()), *([head.backup_id] if head.is_damaged else [])]
+            if damaged:
+                # The server checks what it sends, and that is not the page that nobody has written since.
+                self._head.details["damaged_below"] = damaged
+                self._warn(
+                    f"backup {', '.join(damaged)}, which this one builds on, holds damaged pages: what was not written "
+                    "since is restored damaged"
+                )
 
     def _start(self, backup: BaseBackup) -> BaseBackupStart:
         base = self._plan.base

@@ -407,6 +407,8 @@ class HeldBackup:
     def manifest(self) -> Iterator[Buffer]:
         """Yield the ``backup_manifest`` that PostgreSQL made with it; raise BackupUnusable when it cannot be read."""
         with self.cluster.open_backup(self.head.backup_id) as backup:
+            # Whoever asks is about to build on the whole of it.
+            backup.check_volumes()
             line = next((line for line in backup.lines() if f'/{BACKUP_MANIFEST}"'.encode() in line), None)
             if line is None:
                 raise BackupUnusable(f"it has no {BACKUP_MANIFEST}")
