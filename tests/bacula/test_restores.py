@@ -113,8 +113,8 @@ def test_the_service_comes_back(major: int, make_scene: MakeScene) -> None:
 
 
 def test_a_running_server_is_not_touched(pitr: Scene) -> None:
-    """where=/ on a running server is refused before a byte, whatever else is allowed; the job fails."""
-    result = pitr.director.restore("pitr", "/", options={"overwrite_existing": "yes"})
+    """where=/ on a running server is refused before a byte, unless it may be overwritten; the job fails."""
+    result = pitr.director.restore("pitr", "/")
     assert result.status in FAILED, result.text
     assert any(line.startswith("Error: a server runs in ") for line in result.told), result.text
     assert any(line.startswith("Fatal error: the restore has failed") for line in result.told), result.text

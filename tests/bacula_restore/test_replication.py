@@ -32,6 +32,20 @@ def test_slots_of_the_newest_job_come_back(make_daemon: MakeDaemon) -> None:
     assert list(restored.data_directory.rglob("recreate*")) == []
 
 
+def test_scripts_do_not_stand_in_the_way_of_dumps(make_daemon: MakeDaemon) -> None:
+    """Databases come back into the server from a job that holds scripts, too."""
+    daemon = make_daemon("dump", TRACKED)
+    daemon.cluster.sql("CREATE DATABASE sales")
+    daemon.cluster.sql("CREATE TABLE item AS SELECT generate_series(1, 100) n", dbname="sales")
+    daemon.words += f" tmpdir={daemon.directory}/tmp"
+    daemon.backup()
+    daemon.cluster.sql("DROP TABLE item", dbname="sales")
+    answer = daemon.restore(options={"target_database": "sales"})
+    assert answer.error == "", answer.job.messages
+    assert answer.job.said("warning") == []
+    assert daemon.cluster.value("SELECT count(*) FROM item", dbname="sales") == 100
+
+
 def test_scripts_are_restored_as_files(make_daemon: MakeDaemon) -> None:
     """Whoever restores plain files gets the scripts of every job, and no warning that they cannot be checked."""
     daemon = make_daemon("dump", TRACKED)

@@ -115,7 +115,8 @@ def test_a_directory_in_which_a_server_runs_is_refused(make_cluster: MakeCluster
         target_at(cluster.data_directory).check(is_overwritten=is_overwritten)
 
     assert raised.value.message == f"a server runs in {cluster.data_directory}: process {cluster.pid}"
-    assert raised.value.hint == "stop it first"
+    expected = "restore into another directory, or let overwrite_existing stop it and move its files away"
+    assert raised.value.hint == expected
 
 
 def test_a_pid_file_left_by_a_dead_server_is_no_server(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ class Units:
         self._cluster = cluster
         for path in (self.directory, directory / "bin"):
             path.mkdir(exist_ok=True)
+        (self.directory / "calls").touch()
         user = server_user()
         _write_program(
             directory / "bin" / "systemctl",
@@ -107,8 +108,7 @@ class Units:
 
     def calls(self) -> list[str]:
         """Return what systemctl was told to do; questions are left out."""
-        path = self.directory / "calls"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = (self.directory / "calls").read_text().splitlines()
         return [line for line in lines if {"start", "stop"}.intersection(line.split())]
 
 

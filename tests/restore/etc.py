@@ -39,7 +39,7 @@ class Etc:
         with (directory / "pg_hba.conf").open("a") as file:
             file.write("local all @people trust\n")
         (directory / "people").write_text("ann\nbob\n")
-        for path in [directory, *directory.rglob("*")]:
+        for path in [directory.parent, directory, *directory.rglob("*")]:
             server_user().own(path)
 
     def start(self) -> None:

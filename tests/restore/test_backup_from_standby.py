@@ -17,6 +17,7 @@ from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
 from tests.restore.holdings import Holdings, head, moment, plan
 from tests.restore.keeper import Keeper, Outcome
+from tests.survive.job import Job
 
 
 @dataclass
@@ -151,6 +152,28 @@ def test_torn_pages_at_the_primary(pair: Pair) -> None:
     assert len(pair.keeper.info()["backups"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("transport", "pattern", "message"),
+    [
+        # While its files are read, and between the plan and the backup's start.
+        ("local", r"/base/\d+/\d", "the standby was promoted during online backup"),
+        ("stream", "/volume-00", "the server went from timeline 1 to 2 while it was backed up"),
+    ],
+)
+def test_standby_that_is_promoted_meanwhile(pair: Pair, transport: str, pattern: str, message: str) -> None:
+    """A backup of a standby that becomes a primary before its end is none."""
+    Ledger(pair.primary).transfer(1)
+    pair.catch_up()
+    options = [*pair.keeper.backup_options("full", transport), f"--standby-host={pair.at(pair.standby)}"]
+    with Job(pair.keeper, "backup", *options, at=("STOP", 1, "open", pattern)) as job:
+        job.wait_until_stopped()
+        pair.standby.promote()
+        outcome = job.go_on()
+    assert outcome.status == 4, outcome.lines
+    assert message in outcome.refusal[0]
+    assert pair.keeper.info()["backups"] == []
+
+
 def test_wal_up_to_the_last_whole_segment(pair: Pair) -> None:
     """An Incremental of a standby says where it ends, and what is behind that comes with the next one."""
     ledger = Ledger(pair.primary)
@@ -160,7 +183,8 @@ def test_wal_up_to_the_last_whole_segment(pair: Pair) -> None:
     pair.primary.switch_wal()
     second = ledger.mark("second")
     pair.catch_up()
-    outcome = pair.backup("incremental", pair.at(pair.standby))
+    by_name = f"localhost:{pair.standby.port}"
+    outcome = pair.backup("incremental", by_name)
     assert (outcome.status, outcome.warnings) == (0, [])
     end = outcome.report["wal_stop"]
     said = f"a standby cannot end a segment: WAL is carried up to {end}, the next backup carries the rest"
@@ -170,6 +194,14 @@ def test_wal_up_to_the_last_whole_segment(pair: Pair) -> None:
     pair.catch_up()
     assert pair.backup("incremental", pair.at(pair.standby)).status == 0
     pair.keeper.restore().assert_is_at(second)
+    dump = [
+        "--mode=dump",
+        "--level=full",
+        f"--bin-dir={pair.primary.installation.bin_dir}",
+        f"--standby-host={by_name}",
+    ]
+    outcome = pair.keeper.must("backup", *dump, *pair.keeper.server_options())
+    assert f"backup from the standby at {by_name} as {SUPERUSER}" in outcome.lines
 
 
 def test_moment_that_a_standby_has_not_seen() -> None:

@@ -201,13 +201,7 @@ REFUSALS: dict[str, tuple[list[str], int, str, str]] = {
         ["--pgdata-dir={data}"],
         8,
         "a server runs in {data}: process {pid}",
-        "stop it first",
-    ),
-    "server that runs, to be overwritten": (
-        ["--pgdata-dir={data}", "--overwrite-existing"],
-        8,
-        "a server runs in {data}: process {pid}",
-        "stop it first",
+        "restore into another directory, or let overwrite_existing stop it and move its files away",
     ),
     "port of the original": (
         ["--port={port}"],
@@ -283,7 +277,7 @@ def test_plan_touches_nothing(kept: Kept) -> None:
         f"backup: {facts['full']} (Full, PostgreSQL {version}, local)",
         f"files: {head['files']}, {head['bytes']} bytes, into {facts['copy']}",
         f"recovery target: time {kept.after.time.isoformat(sep=' ', timespec='microseconds')}, timeline 1",
-        f"wal: from {head['start_lsn']} to {facts['end']}",
+        f"wal: from {head['start_lsn']} to {facts['end']}, " + plan[4].rpartition(", ")[2],
         f"programs: {version} in {bin_dir}",
         "server: not started",
         plan[-1],

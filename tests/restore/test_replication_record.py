@@ -71,6 +71,8 @@ def test_every_kind_of_backup_records_it(tracked: Keeper, mode: str, level: str,
     assert SECRET not in json.dumps(record)
     assert "pg_create_physical_replication_slot('standby_1', true)" in (directory / SCRIPTS[0]).read_text()
     assert 'CREATE SUBSCRIPTION "items"' in (directory / SCRIPTS[1]).read_text()
+    recipe = (directory / "RESTORE.md").read_text()
+    assert "There were 2 replication slots, 1 subscriptions:\nread `recreate_slots.sql` and" in recipe
     text = tracked.must("info").stdout
     assert "      primary, 2 replication slots, 1 subscriptions\n" in text
     assert tracked.info()["backups"][-1]["replication"] == state
@@ -86,6 +88,17 @@ def test_nothing_is_recorded_unless_asked_for(tracked: Keeper) -> None:
     directory = backup_directory(tracked, outcome.report["backup_id"])
     assert sorted(path.name for path in directory.glob("recreate*")) == []
     assert tracked.info()["backups"][-1]["replication"] is None
+
+
+def test_check_misses_it_where_it_is_needed(tracked: Keeper) -> None:
+    """A server with slots whose backups do not record them is a warning, and none when they do."""
+    options = [*tracked.server_options(), f"--bin-dir={tracked.cluster.installation.bin_dir}"]
+    untracked = "2 replication slots and 1 subscriptions are in no backup's record: no restore brings the slots back"
+    tracked_text = "2 replication slots and 1 subscriptions are recorded with each backup"
+    for words, outcome, text in (([], "WARN", untracked), (TRACKED, "OK", tracked_text)):
+        results = json.loads(tracked.run("check", "--json", *options, *words).stdout)
+        [found] = [result for result in results if result["name"] == "slots-recorded"]
+        assert (found["outcome"], found["text"]) == (outcome, text)
 
 
 def test_a_state_that_cannot_be_had_costs_no_backup(tracked: Keeper) -> None:

@@ -126,6 +126,7 @@ def test_a_restored_subscriber_leaves_its_publisher_alone(publisher: Watched, su
     script = (directory / SUBSCRIPTIONS).read_text()
     assert "--   ALTER SUBSCRIPTION \"items\" SET (slot_name = 'items');\n" in script
     assert SECRET not in (directory / "state.json").read_text()
+    assert SECRET not in "".join([*lines, restored.log_text()])
     run_script(restored, directory / SLOTS)
     run_script(restored, directory / SUBSCRIPTIONS)
     assert subscriptions_of(restored) == [("items", False, None)]
@@ -164,6 +165,8 @@ def test_switches(tracked: Keeper) -> None:
     off = tracked.restore("--no-restore-replication-state")
     assert "RESTORE PHASE 5/6 topology: 1 subscriptions disabled" in off.outcome.lines
     assert [path.name for path in restore_directory(off).glob("recreate*")] == []
+    plan = tracked.plan(f"--pgdata-dir={tracked.directory}/planned")
+    assert "replication: 1 slots are made again, 1 subscriptions are staged; every subscription is disabled" in plan
     without = tracked.restore("--no-recreate-replication-slots", "--recreate-subscriptions=no")
     assert [path.name for path in restore_directory(without).glob("recreate*")] == []
     for restored in (off, without):
@@ -186,12 +189,20 @@ def test_subscriptions_are_made_when_that_is_asked_for(tracked: Keeper) -> None:
     assert subscriptions_of(made) == [("items", False, None)]
 
 
-def test_an_original_in_its_place_keeps_the_names_of_its_slots(tracked: Keeper) -> None:
-    """Restored over itself, a subscriber is disabled and still knows its slot, and ENABLE alone wakes it."""
+def test_an_original_in_its_place_keeps_the_names_of_its_slots(tracked: Keeper, lab_directory: Path) -> None:
+    """Restored over itself, a subscriber is disabled and still knows its slot; who followed it is named."""
+    with tracked.cluster.create_standby(lab_directory / "standby", slot="standby_1") as standby:
+        standby.start()
+        streaming = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+        wait_for(lambda: tracked.cluster.value(streaming) == 1, "the standby streams")
+        tracked.backup("incremental", "local", *TRACKED)
     tracked.cluster.stop()
     restored = tracked.restore("--overwrite-existing", to=tracked.cluster.data_directory.name)
     assert subscriptions_of(restored) == [("items", False, "items")]
     assert not any("is detached" in line for line in restored.outcome.lines)
+    follower = "servers that followed the original must be made anew from this one: walreceiver (slot standby_1)"
+    assert follower in restored.outcome.lines
+    assert slots_of(restored) == [("standby_1", None, None)]
 
 
 def test_what_is_prepared_waits_with_its_scripts(tracked: Keeper) -> None:
@@ -204,6 +215,18 @@ def test_what_is_prepared_waits_with_its_scripts(tracked: Keeper) -> None:
     assert outcome.status == 0, outcome.lines
     assert "RESTORE PHASE 5/6 topology: 1 subscriptions disabled; 1 replication slots made" in outcome.lines
     assert slots_of(restored) == [("standby_1", None, None)]
+
+
+def test_a_server_that_waits_at_its_target_keeps_its_subscriptions_asleep(tracked: Keeper) -> None:
+    """At a pause no worker can run although the subscription is enabled; pgkeep finish promotes, then disables it."""
+    restored = tracked.restore("--target-immediate", "--recovery-target-action=pause")
+    assert "RESTORE PHASE 5/6 topology: waits for the promotion" in restored.outcome.lines
+    assert subscriptions_of(restored) == [("items", True, "items")]
+    assert restored.value("SELECT current_setting('max_logical_replication_workers')") == "0"
+    outcome = tracked.run("finish", f"--pgdata-dir={restored.data_directory}", name="")
+    assert outcome.status == 0, outcome.lines
+    assert "RESTORE PHASE 5/6 topology: 1 subscriptions disabled; 1 replication slots made" in outcome.lines
+    assert subscriptions_of(restored) == [("items", False, None)]
 
 
 def state_of(cluster: Cluster, directory: Path) -> RestoreState:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +67,16 @@ class InPlace:
         assert outcome.status == -signal.SIGKILL, f"{point} was not reached\n" + "\n".join(outcome.lines)
         self.restored.guard()
 
+    @property
+    def progress(self) -> str:
+        """How far the restore is, as its state says: the phases that are done, and what is between two of them."""
+        path = self.data.with_name(f"{self.data.name}.pgkeep-restore") / "state.json"
+        if not path.exists():
+            return "nothing"
+        state = json.loads(path.read_text())
+        words = [name for name in ("is_cleared", "access", "is_lifting") if state[name]]
+        return " ".join([str(state["phases_done"]), *words])
+
     def kill_rollback_at(self, point: KillPoint) -> None:
         """Run the rollback, which ends by SIGKILL at *point*."""
         program = [sys.executable, str(SIGNALLED_AT), "KILL", *map(str, point)]
@@ -98,10 +110,10 @@ class InPlace:
     def assert_runs_as_before(self) -> None:
         """Assert that what was there before the restore is there again, whole, and nothing else."""
         assert self.moved_away() == []
-        assert sorted(path.name for path in self.keeper.directory.glob("data*")) in (
-            ["data", "data.log"],
-            ["data", "data.log", "data.pgkeep-restore.log"],
-        )
+        left = {path.name for path in self.keeper.directory.glob("data*")}
+        assert left <= {"data", "data.log", "data.pgkeep-restore.log", "data.pgkeep-restore"}
+        for path in self.keeper.directory.glob("data.pgkeep-restore/*"):
+            assert re.fullmatch(r"restore-\d{8}T\d{6}Z\.log", path.name)
         assert len(list(self.place.iterdir())) == 1
         self.cluster.start()
         try:

@@ -156,3 +156,36 @@ def test_what_comes_at_the_target(story: Story, action: str) -> None:
         attempt.restored.assert_is_at(story.early)
         assert attempt.restored.value("SELECT pg_is_in_recovery()")
         attempt.restored.stop()
+
+
+def test_proofs_of_phase_6(story: Story) -> None:
+    """The pages are read and the operator's SQL is run before anybody gets in, and its result is in the log."""
+    questions = story.door.directory / "questions.sql"
+    questions.write_text("SELECT count(*) AS precious_rows FROM precious;\n")
+    questions.chmod(0o644)
+    options = {
+        "target_time": "{last_good_time}",
+        "start_postgresql_after_restore": "yes",
+        "verify_checksum_after": "yes",
+        "post_restore_sql": str(questions),
+        "port": str(free_port()),
+    }
+    attempt = ask(story, options).must()
+    assert attempt.phases == PHASES
+    said = "\n".join(attempt.lines)
+    assert "precious_rows" in said, said
+    assert "checksums" in said, said
+    attempt.restored.assert_is_at(story.last_good)
+    attempt.restored.stop()
+
+
+def test_a_proof_that_fails(story: Story) -> None:
+    """An error in the operator's SQL fails the restore, and the server stays down."""
+    questions = story.door.directory / "wrong.sql"
+    questions.write_text("SELECT count(*) FROM never_made;\n")
+    questions.chmod(0o644)
+    options = {"start_postgresql_after_restore": "yes", "post_restore_sql": str(questions), "port": str(free_port())}
+    attempt = ask(story, options)
+    assert not attempt.is_ok
+    assert "never_made" in attempt.refusal, attempt.refusal
+    assert attempt.restored.postmaster() == []

@@ -152,15 +152,16 @@ def test_subscriptions_are_captured_whole_and_without_passwords(logical: Cluster
     assert logical.sql(query) == before
 
 
-def test_a_standby_and_its_primary_know_each_other(cluster: Cluster, lab_directory: Path) -> None:
+def test_a_standby_and_its_primary_know_each_other(logical: Cluster, lab_directory: Path) -> None:
     """A primary's state names who streams from it, a standby's whom it follows, and hosts that are named are asked."""
-    primary = cluster
+    primary = logical
     primary.sql("CREATE DATABASE shop")
     primary.sql("CREATE PUBLICATION everything FOR ALL TABLES", dbname="shop")
     primary.sql("SELECT pg_create_physical_replication_slot('standby_1', true)")
     with primary.create_standby(lab_directory / "standby") as standby:
         conninfo = primary.conninfo(tcp=True, application_name="walreceiver_1", password=SECRET)
-        standby.configure({"primary_conninfo": conninfo, "primary_slot_name": "standby_1"})
+        command = f"KEY={SECRET} /usr/bin/false --key={SECRET} %f %p"
+        standby.configure({"primary_conninfo": conninfo, "primary_slot_name": "standby_1", "restore_command": command})
         auto = standby.data_directory / "postgresql.auto.conf"
         auto.write_text("")
         standby.start()
@@ -186,6 +187,7 @@ def test_a_standby_and_its_primary_know_each_other(cluster: Cluster, lab_directo
         assert (role.host, role.port, role.word) == ("127.0.0.1", standby.port, "standby")
         assert role.signal_files == ["standby.signal"]
         assert role.settings["primary_slot_name"] == "standby_1"
+        assert role.settings["restore_command"] == "/usr/bin/false"
         assert "application_name=walreceiver_1" in role.settings["primary_conninfo"]
         assert role.has_password
         assert SECRET not in msgspec.json.encode(state).decode()
@@ -256,3 +258,19 @@ def test_copies_of_failover_slots_are_the_primarys(logical: Cluster, lab_directo
     assert "SELECT lsn" not in script
     script = slots_script(ReplicationState(major=logical.major, slots=[own]))
     assert "pg_create_logical_replication_slot('orders', 'pgoutput', false, false, true)" in script
+
+
+def test_names_that_are_not_utf_8_cost_only_themselves(make_cluster: MakeCluster) -> None:
+    """A database of no encoding may hold any bytes: what cannot be told is a warning, and the slots are there."""
+    cluster = make_cluster(settings={"wal_level": "logical"}, initdb_options=["--encoding=SQL_ASCII"])
+    cluster.sql("SELECT pg_create_physical_replication_slot('standby_1')")
+    cluster.sql("CREATE PUBLICATION fine", dbname="template1")
+    with cluster.connect(client_encoding="SQL_ASCII") as session:
+        session.execute(b'CREATE PUBLICATION "b\xe4d"')
+    warnings: list[str] = []
+    state = state_of(cluster, warnings=warnings)
+    assert [slot.slot_name for slot in state.slots] == ["standby_1"]
+    assert [(one.name, one.database) for one in state.publications] == [("fine", "template1")]
+    [warning] = warnings
+    assert warning.startswith('publications of database "postgres" are not recorded: ')
+    assert "invalid byte sequence" in warning

@@ -18,6 +18,7 @@ from pgkeep.vault.wal_index import WalIndex
 from pgkeep.vault.wal_times import TimePlace, WalTimes
 from pgkeep.vault.wal_view import WalView
 from tests.archive.made_wal import made_archive, stored_path
+from tests.lab.server_user import server_user
 from tests.pg.made_records import MIB, Made, WalWriter, abort, commit, heap, pieces_of, restore_point, switch
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -306,3 +307,27 @@ def test_a_segment_that_is_not_complete(archive: WalArchive) -> None:
             assert commits.count == number
             end = Lsn(writer.position)
             assert times.end() == (end, f"WAL ends at {end}: zeros follow from {end} on")
+
+
+def test_a_long_look_is_told(archive: WalArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads many segments says where it is, and who finds their indexes says nothing."""
+    put(archive, day())
+    monkeypatch.setattr("pgkeep.vault.wal_index._TELL_SECONDS", 0.0)
+    said: list[str] = []
+    names = [f"00000001000000000000000{number}" for number in (3, 4, 5)]
+    for expected in ([f"looking into the WAL, which is done once: at {name}" for name in names], []):
+        said.clear()
+        with WalIndex(archive, tell=said.append) as index:
+            assert WalTimes(index, ONLY, start=Lsn(3 * MIB)).commits() is not None
+        assert said == expected
+
+
+def test_what_root_adds_belongs_to_the_owner_of_the_archive(archive: WalArchive) -> None:
+    """WAL and indexes that root has brought in can be read and added to by the account that the archive belongs to."""
+    server_user().own(archive.root.parent)
+    put(archive, day())
+    with WalIndex(archive) as index:
+        assert WalTimes(index, ONLY, start=Lsn(3 * MIB)).commits() is not None
+    made = [path for path in archive.root.parent.rglob("*") if path.name != "cluster.json"]
+    assert len(made) > 5
+    assert {path.stat().st_uid for path in made} == {server_user().uid}

@@ -35,5 +35,6 @@ def run(call: Call, *, as_json: bool) -> None:
         archive_timeout_seconds=settings.number("archive_timeout"),
         bin_dir=call.bin_dir,
         config_problems=check_config(config),
+        track_replication_state=settings.flag("track_replication_state"),
     )
     report_results(check(request), as_json=as_json)

@@ -1,8 +1,9 @@
 """
 ``pgkeep demo``: the main job on a server of its own, told as it happens.
 
-A server works under load; it is backed up three times; a table is dropped by accident; the cluster comes back to the
-moment before, row for row. Everything lives in one temporary directory, which is removed in the end.
+A server works under load; it is backed up three times; a table is dropped by accident; a copy comes back to the moment
+before, row for row. Then the cluster itself is restored, and the restore is undone. Everything lives in one temporary
+directory, which is removed in the end.
 """
 
 from __future__ import annotations
@@ -105,7 +106,24 @@ class _Demo:
         _tell(f"balances add up to {imbalance}")
         if before != after or imbalance != 0:
             raise CheckFailed("the restored rows are not those of the moment before the accident")
+        self._change_the_mind(moment)
         self._pgkeep("verify", "demo", f"--vault={self._vault}")
+
+    def _change_the_mind(self, moment: str) -> None:
+        """Restore over the cluster itself, and put everything back."""
+        with self._connect(self._port) as session:
+            before = session.execute("SELECT count(*), sum(balance) FROM account").fetchone()
+        _tell("the cluster itself goes back to that moment; then somebody wants it as it was")
+        self._program("pg_ctl", "-D", str(self._data), "-w", "-s", "stop")
+        place = ["--overwrite-existing", f"--target-time={moment}", f"--bin-dir={self._bin_dir}"]
+        self._pgkeep("restore", "demo", f"--vault={self._vault}", *place)
+        self._pgkeep("rollback", f"--pgdata-dir={self._data}")
+        self._start_server()
+        with self._connect(self._port) as session:
+            after = session.execute("SELECT count(*), sum(balance) FROM account").fetchone()
+        if before != after:
+            raise CheckFailed("the cluster is not what it was before the restore that was undone")
+        _tell("the cluster is as it was, accident and all")
 
     def _backup(self, level: str) -> None:
         options = ["--mode=pitr", f"--level={level}", "--start-fast", f"--vault={self._vault}"]
@@ -124,13 +142,16 @@ class _Demo:
             raise CheckFailed(f"pgkeep {arguments[0]} ended with {done.returncode}")
 
     def _init_server(self) -> None:
-        (self._directory / "pgkeep.conf").write_text("# nothing is set here\n")
+        (self._directory / "pgkeep.conf").write_text(f"[options]\nlog_dir = {self._directory}/log\n")
         self._program("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-k", "-N")
         with open(self._data / "postgresql.conf", "a") as file:
             file.write(
                 f"port = {self._port}\nlisten_addresses = ''\nunix_socket_directories = '{self._directory}'\n"
                 "archive_mode = off\nlog_min_messages = fatal\n"
             )
+        self._start_server()
+
+    def _start_server(self) -> None:
         self._program("pg_ctl", "-D", str(self._data), "-l", str(self._directory / "server.log"), "-w", "-s", "start")
 
     def _version(self) -> str:

@@ -58,6 +58,7 @@ def _restore_cluster(
     call: Call, cluster: ClusterVault, heads: list[RecordHead], audit: AuditFile, now: dt.datetime, *, as_json: bool
 ) -> None:
     from pgkeep.jobs.block_chain import chain_of, expected_bytes
+    from pgkeep.jobs.old_wal import archive_old_wal
     from pgkeep.jobs.recovery_plan import plan_recovery
     from pgkeep.jobs.restore import restore
     from pgkeep.jobs.restore_plan import prepare
@@ -82,7 +83,12 @@ def _restore_cluster(
     )
     place = settings.text("pgdata_dir") or (heads[-1].data_directory if heads else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
-    with WalView(cluster.archive) as view:
+    with WalView(cluster.archive, tell=audit.say) as view:
+        if settings.flag("overwrite_existing") and unfinished is None and standby is None:
+            is_dry = settings.flag("dry_run_restore")
+            archive_old_wal(
+                Path(place), cluster.archive, heads, target, view, say=audit.say, warn=audit.warn, is_dry=is_dry
+            )
         backup_id = unfinished.backup_id if unfinished is not None else settings.text("backup_id") or ""
         if standby is not None and standby.primary is not None:
             recovery = plan_standby_recovery(standby, heads, view, backup_id=backup_id)

@@ -234,6 +234,8 @@ class Instance:
             if time.monotonic() > deadline:
                 raise RecoveryFailed(f"the server in {self.data_directory} did not stop within {timeout_seconds:g} s")
             pause.wait(POLL_SECONDS)
+        # What runs there from now on may be somebody else's: its service's.
+        self._process = None
 
     def configured(self, setting: str) -> str:
         """Return what the server makes of *setting* in its files, includes and all; empty when it refuses them."""

@@ -117,13 +117,16 @@ class Target:
             return self.data_directory, "/".join((head, *rest))
         raise FormatError(f'item has no place in a data directory: "{path}"')
 
-    def check(self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False) -> None:
+    def check(
+        self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False, may_stop: bool = False
+    ) -> None:
         """
         Refuse the restore here, before anything is touched.
 
         Args:
             sizes: Bytes that will be written beneath each of ``directories``.
             is_overwritten: What stands there will be moved away by the caller: only emptiness is not asked for.
+            may_stop: A server that runs there will be stopped by the caller.
 
         Raises:
             RestoreRefused: A server runs there, something is in the way, or a file system has too little space.
@@ -132,9 +135,10 @@ class Target:
         for directory in self.directories:
             self._check_kind(directory)
         postmaster = running_postmaster(self.data_directory) if self.data_directory.is_dir() else None
-        if postmaster is not None:
+        if postmaster is not None and not may_stop:
             raise RestoreRefused(
-                f"a server runs in {self.data_directory}: process {postmaster.pid}", hint="stop it first"
+                f"a server runs in {self.data_directory}: process {postmaster.pid}",
+                hint="restore into another directory, or let overwrite_existing stop it and move its files away",
             )
         if not is_overwritten:
             self._check_emptiness()
@@ -242,21 +246,37 @@ class Target:
                 )
 
     def _check_space(self, sizes: Mapping[Path, int]) -> None:
-        needs: dict[int, int] = {}
-        places: dict[int, Path] = {}
-        for directory, size in sizes.items():
-            existing = _existing_ancestor(directory)
-            device = os.stat(existing).st_dev
-            needs[device] = needs.get(device, 0) + size
-            places.setdefault(device, existing)
-        for device, need in needs.items():
-            space = os.statvfs(places[device])
-            free = space.f_bavail * space.f_frsize
-            if free < need + _SPACE_RESERVE_BYTES:
+        for space in spaces(sizes):
+            if space.free_bytes < space.needed_bytes:
                 raise RestoreRefused(
-                    f"not enough space for the restore on the file system of {places[device]}: "
-                    f"{need + _SPACE_RESERVE_BYTES} bytes are needed, {free} are free"
+                    f"not enough space for the restore on the file system of {space.place}: "
+                    f"{space.needed_bytes} bytes are needed, {space.free_bytes} are free"
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a restore needs of the file system of *place*, with what must be left of it, and what is free there."""
+
+    place: Path
+    needed_bytes: int
+    free_bytes: int
+
+
+def spaces(sizes: Mapping[Path, int]) -> list[Space]:
+    """Return one entry for each file system of *sizes*: how much goes beneath which directory, which may be absent."""
+    needs: dict[int, int] = {}
+    places: dict[int, Path] = {}
+    for directory, size in sizes.items():
+        existing = _existing_ancestor(directory)
+        device = os.stat(existing).st_dev
+        needs[device] = needs.get(device, 0) + size
+        places.setdefault(device, existing)
+    found = []
+    for device, need in needs.items():
+        status = os.statvfs(places[device])
+        found.append(Space(places[device], need + _SPACE_RESERVE_BYTES, status.f_bavail * status.f_frsize))
+    return found
 
 
 def _check_empty(directory: Path) -> None:

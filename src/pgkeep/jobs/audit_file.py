@@ -11,11 +11,14 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pgkeep.errors import PgkeepError
+
+AUDIT_NAME = re.compile(r"restore-[^/]+\.log")
 
 Say = Callable[[str], None]
 

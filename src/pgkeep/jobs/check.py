@@ -21,7 +21,7 @@ from pgkeep.pg.lsn import SystemIdentifier, Timeline
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
-from pgkeep.server.slots import TemporarySlot, find_slot
+from pgkeep.server.slots import TemporarySlot, find_slot, slots
 from pgkeep.server.tools import toolbox_for_dump, toolbox_for_server
 from pgkeep.vault.layout import CLUSTER_FILE
 from pgkeep.vault.vault import ClusterVault, Vault
@@ -44,6 +44,7 @@ class CheckRequest:
         archive_timeout_seconds: How long to wait for the segment of the round trip.
         bin_dir: Where PostgreSQL's programs are; None to search.
         config_problems: What is wrong in the configuration file, one line each.
+        track_replication_state: Whether backups record slots and subscriptions.
     """
 
     cluster: str
@@ -56,6 +57,7 @@ class CheckRequest:
     archive_timeout_seconds: float
     bin_dir: Path | None
     config_problems: list[str]
+    track_replication_state: bool = False
 
 
 def check(request: CheckRequest) -> Iterator[CheckResult]:
@@ -94,6 +96,7 @@ class _Checks:
             yield "replication", self._replication, ("server",)
             yield "archiving", self._archiving, ("settings",)
             yield "slot", self._slot, ("server",)
+        yield "slots-recorded", self._replication_state, ("server",)
         yield "vault-apart", self._vault_apart, ("vault", "server")
         yield "rights", self._rights, ("server",)
         yield "programs", self._programs, ("server",)
@@ -220,6 +223,21 @@ class _Checks:
         if slot.is_lost:
             raise CheckFailed(f'slot "{name}" has lost WAL that it should have kept', hint="drop it and make a Full")
         return f'"{name}" keeps WAL from {slot.restart_lsn} on'
+
+    def _replication_state(self) -> str:
+        server = self._connected
+        own = self._request.wal.slot_name
+        slot_names = [slot.name for slot in slots(server) if not slot.is_temporary and slot.name != own]
+        count = server.value("SELECT count(*) FROM pg_subscription")
+        found = f"{len(slot_names)} replication slots and {count} subscriptions"
+        if self._request.track_replication_state:
+            return f"{found} are recorded with each backup"
+        if slot_names or count:
+            raise Warned(
+                f"{found} are in no backup's record: no restore brings the slots back",
+                hint="set track_replication_state=yes",
+            )
+        return "there is no slot and no subscription"
 
     def _vault_apart(self) -> str:
         data_directory = Path(queries.setting(self._connected, "data_directory") or "/nonexistent")

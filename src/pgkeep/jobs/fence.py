@@ -56,7 +56,7 @@ class Fence:
 
     def is_too_small(self) -> bool:
         """Tell whether the WAL that was replayed asks for more than the server was started with."""
-        return any(value > self._minimums[name] for name, value in self._required().items())
+        return any(value > self._minimums.get(name, 0) for name, value in self._required().items())
 
     def _required(self) -> dict[str, int]:
         control = read_control_file(self._instance.data_directory)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pgkeep.datadir.configured_start import start_as_configured
 from pgkeep.datadir.durable import remove_file
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.datadir.owner import Owner
@@ -18,19 +19,22 @@ from pgkeep.datadir.recovery_files import (
     remove_settings,
     remove_signals,
 )
-from pgkeep.errors import BackupUnusable, RecoveryFailed
+from pgkeep.errors import CheckFailed
 from pgkeep.jobs.archive_service import ArchiveService
+from pgkeep.jobs.fence import Fence
+from pgkeep.jobs.fenced_replay import FencedReplay
+from pgkeep.jobs.old_server import service_of
 from pgkeep.jobs.phase_log import PhaseLog
 from pgkeep.jobs.recovery_config import settings_of_recovery
-from pgkeep.jobs.replay import WATCHED_LOG, ReplayEnd, ReplayOverdue, check_reached_end, open_private, watch_replay
+from pgkeep.jobs.replay import ReplayEnd, ReplayOverdue, open_private
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState, StoredEnd
+from pgkeep.jobs.restored_checks import WantedChecks, check_behind_fence, check_stopped
 from pgkeep.jobs.standby_plan import StandbyState
 from pgkeep.jobs.standby_watch import watch_standby
 from pgkeep.jobs.topology import restore_topology
-from pgkeep.pg.data_directory import RECOVERY_SIGNAL
 from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind, fence_settings
+from pgkeep.pg.recovery import TargetAction, isolation_settings
 from pgkeep.server.connection import Server
 from pgkeep.wire.archive_packets import Operation
 
@@ -72,13 +76,11 @@ class FencedServer:
             log_path=state.log_path,
             config_file=state.outside.own_config_file,
         )
-        self._fence = (
-            fence_settings(major=state.major, socket_directory=str(access.directory))
-            | access.settings()
-            | {name: str(value) for name, value in state.minimums.items()}
-            | WATCHED_LOG
-        )
+        self._fence = Fence(self._instance, access, major=state.major, minimums=state.minimums, say=voice.say)
         self.archive_socket = archive_socket_of(access)
+        self._replay = FencedReplay(
+            run, self._instance, self._fence, access, self.archive_socket, say=voice.say, warn=voice.warn
+        )
 
     @property
     def _state(self) -> RestoreState:
@@ -137,10 +139,14 @@ class FencedServer:
         if state.end is not None:
             end = _end_of(state.end)
             if self._is_through(end) and not state.is_lifting and self._instance.status() is ServerStatus.STOPPED:
-                self._instance.start(self._fence)
+                self._fence.start()
                 self._instance.wait_for({ServerStatus.READY}, timeout_seconds=state.timeout_seconds)
+            is_to_wait = not self._is_through(end) and state.target.action is TargetAction.PAUSE
+            if is_to_wait and self._instance.status() is ServerStatus.STOPPED:
+                self._replay.attempt(state.target)
             return end
-        end = self._replay() if state.standby is None else self._follow(state.standby)
+        standby = state.standby
+        end = self._replay.run() if standby is None else self._replay.large_enough(lambda: self._follow(standby))
         self._run.record(phases_done=4, end=_stored(end))
         how = "promoted to" if end.is_promoted else "on"
         if state.standby is not None:
@@ -157,7 +163,7 @@ class FencedServer:
         if self._instance.status() is ServerStatus.STOPPED:
             settings = settings_of_recovery(self._state, self._state.target, socket=self.archive_socket)
             append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
-            self._instance.start(self._fence)
+            self._fence.start()
         return watch_standby(
             self._instance,
             self._access,
@@ -173,7 +179,7 @@ class FencedServer:
         if self._instance.status() is not ServerStatus.STOPPED:
             with open_private(self._access, superuser=self._state.superuser) as server:
                 server.row("SELECT CASE WHEN pg_is_in_recovery() THEN pg_wal_replay_resume()::text END")
-        opened = self._attempt(promoting)
+        opened = self._replay.attempt(promoting)
         self._run.record(end=_stored(opened))
         self._voice.say(f"the server waited at {end.lsn}; it is promoted to timeline {opened.timeline} now")
         return opened
@@ -183,7 +189,7 @@ class FencedServer:
         return f"psql -h {self._access.directory} -p {self._access.port} -U {self._state.superuser}"
 
     def _finish(self, end: ReplayEnd, log: PhaseLog) -> tuple[str, ...]:
-        access, superuser, state = self._access, self._state.superuser, self._state
+        state = self._state
         if state.is_lifting:
             # An earlier process was about to open the server: all that comes before that was done.
             self._lift_fence()
@@ -198,7 +204,7 @@ class FencedServer:
                 log.done(self._restore_topology() if self._is_through(end) else "waits for the promotion")
                 if self._is_through(end):
                     self._run.record(phases_done=5)
-            databases = _ask_every_database(access, superuser)
+            databases = self._check(is_through=self._is_through(end))
             if not self._is_through(end):
                 log.done(f"{len(databases)} databases answer; the server is paused behind its fence")
                 self._voice.say(f"to look: {self._way_in}")
@@ -210,127 +216,66 @@ class FencedServer:
         log.done(f"every database answers ({len(databases)})" if databases else "the server runs as it is configured")
         return databases
 
+    def _check(self, *, is_through: bool) -> tuple[str, ...]:
+        """Check the cluster, and return its databases; one that is not as it should be stays behind the fence."""
+        state, voice = self._state, self._voice
+        # What was asked for beyond that may take hours, and proves nothing of a server that is to replay more.
+        wanted = WantedChecks.of_options(state.options) if is_through else WantedChecks()
+        try:
+            names = check_behind_fence(
+                self._ask,
+                wanted,
+                owner_uid=self._owner.uid,
+                left_out=state.left_out,
+                libraries=state.libraries,
+                say=voice.say,
+                warn=voice.warn,
+            )
+            if wanted.checksums:
+                self._instance.stop(timeout_seconds=self._patience)
+                bin_directory = Path(state.bin_directory)
+                check_stopped(state.directory, wanted, bin_directory=bin_directory, say=voice.say, warn=voice.warn)
+        except CheckFailed:
+            # Whoever starts it by other means shall not open what is damaged.
+            settings = settings_of_recovery(state, state.target, socket=None)
+            settings |= isolation_settings(major=state.major)
+            append_settings(state.directory, settings, owner=state.owner_of_files)
+            raise
+        return names
+
+    def _ask(self, database: str) -> Server:
+        return open_private(self._access, superuser=self._state.superuser, dbname=database)
+
+    @property
+    def _patience(self) -> float:
+        """How long a stop or a start may take: a checkpoint of all that was replayed is not to be lost here."""
+        return max(300, self._state.timeout_seconds) if self._state.timeout_seconds else 7 * 86400
+
     def _restore_topology(self) -> str:
         if self._state.standby is not None:
             return "a standby: slots and subscriptions are its primary's"
 
-        def ask(database: str) -> Server:
-            return open_private(self._access, superuser=self._state.superuser, dbname=database)
-
-        return restore_topology(self._run, ask, say=self._voice.say, warn=self._voice.warn)
-
-    def _attempt(self, target: RecoveryTarget) -> ReplayEnd:
-        if self._instance.status() is ServerStatus.STOPPED:
-            if self._is_recovering:
-                # What stands there may be for another target, or for a socket that is gone.
-                settings = settings_of_recovery(self._state, target, socket=self.archive_socket)
-                append_settings(self._state.directory, settings, owner=self._state.owner_of_files)
-            self._instance.start(self._fence)
-        return watch_replay(
-            self._instance,
-            self._access,
-            target,
-            major=self._state.major,
-            superuser=self._state.superuser,
-            timeout_seconds=self._state.timeout_seconds,
-            say=self._voice.say,
-            consistent_at=self._state.end_of_backup,
-            planned_end=self._state.end_of_wal,
-        )
-
-    @property
-    def _is_recovering(self) -> bool:
-        """Whether the server has not been promoted yet."""
-        return (self._state.directory / RECOVERY_SIGNAL).exists()
-
-    def _replay(self) -> ReplayEnd:
-        state, target = self._state, self._state.target
-        if target.kind not in (TargetKind.TIME, TargetKind.IMMEDIATE):
-            end = self._attempt(target)
-            if target.kind is TargetKind.LATEST:
-                self._check_reached_end(end)
-            return end
-        if state.is_past_target:
-            end = self._replay_without(target, RecoveryFailed(f"replay ended before {target}"))
-        else:
-            try:
-                end = self._attempt(target)
-            except ReplayOverdue:
-                raise
-            except RecoveryFailed as failure:
-                if state.has_hole:
-                    raise
-                end = self._replay_without(target, failure)
-        if not end.is_target_met:
-            if state.has_hole:
-                raise RecoveryFailed(f"replay ended at {end.lsn}, before {target}, where WAL is missing")
-            self._check_reached_end(end)
-            self._say_end_of_wal(end)
-        return end
-
-    def _check_reached_end(self, end: ReplayEnd) -> None:
-        check_reached_end(
-            end, self._state.end_of_wal, segment_size=self._state.segment_size, log_path=self._instance.log_path
-        )
-
-    def _replay_without(self, target: RecoveryTarget, failure: RecoveryFailed) -> ReplayEnd:
-        """
-        Replay to the end of the WAL, and raise *failure* when something later than *target* came.
-
-        A time after the last commit, but within the WAL held, means the end of that WAL. A standby's backup is
-        consistent where its WAL ends. The server calls both a target that was not reached, and stops.
-        """
-        if not self._state.is_past_target:
-            self._instance.stop()
-            self._run.record(is_past_target=True)
-        latest = replace(target, kind=TargetKind.LATEST, value=None)
-        was_recovering = self._is_recovering
-        try:
-            end = self._attempt(latest)
-        except ReplayOverdue:
-            raise
-        except RecoveryFailed:
-            raise failure from None
-        if target.kind is TargetKind.IMMEDIATE:
-            is_later = end.lsn > self._state.end_of_backup
-        else:
-            if end.last_commit is None and not was_recovering:
-                # An earlier process saw the end of the replay, and a restart has made the server forget.
-                raise RecoveryFailed(
-                    f"nobody knows any more whether a commit after {target} was replayed",
-                    hint=f"begin anew: pgkeep rollback --pgdata-dir={self._state.directory}, then restore again",
-                )
-            is_later = end.last_commit is not None and end.last_commit > target.time
-        if is_later:
-            raise failure
-        return replace(end, is_target_met=False)
-
-    def _say_end_of_wal(self, end: ReplayEnd) -> None:
-        last = f" ({end.last_commit.isoformat(sep=' ')})" if end.last_commit is not None else ""
-        target = self._state.target
-        if target.kind is TargetKind.TIME:
-            self._voice.say(f"the target time is after the last commit{last}: recovered to the end of the WAL")
-        if target.action is not TargetAction.PROMOTE:
-            self._voice.warn(f"the server was promoted instead of {target.action.value}: there is no target to stop at")
+        return restore_topology(self._run, self._ask, say=self._voice.say, warn=self._voice.warn)
 
     def _lift_fence(self) -> None:
         """Stop the server, take the recovery settings out, and start it as its own configuration says."""
         state = self._state
-        # A checkpoint of all that was replayed may take its time: nobody who waits for hours wants to lose it here.
-        timeout = max(300, state.timeout_seconds) if state.timeout_seconds else 7 * 86400
         postmaster = running_postmaster(state.directory)
         if postmaster is None or postmaster.socket_directory == state.access:
-            self._instance.stop(timeout_seconds=timeout)
+            self._instance.stop(timeout_seconds=self._patience)
             settings = settings_of_recovery(state, state.target, socket=self.archive_socket)
+            settings |= isolation_settings(major=state.major)
             remove_settings(state.directory, settings, owner=self._owner)
             if state.standby is None:
                 remove_signals(state.directory)
             remove_file(state.wal_plan_path)
             append_settings(state.directory, state.lasting, owner=self._owner)
             # Its own configuration from here on; what lasts is in postgresql.auto.conf.
-            self._instance.start({}, is_final=True)
+            start_as_configured(
+                self._instance, service_of(state), timeout_seconds=self._patience, warn=self._voice.warn
+            )
         # A standby that lets nobody in, by hot_standby = off, is never ready.
-        self._instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=timeout)
+        self._instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=self._patience)
 
 
 def _stored(end: ReplayEnd) -> StoredEnd:
@@ -356,21 +301,3 @@ def _end_of(stored: StoredEnd) -> ReplayEnd:
 def archive_socket_of(access: PrivateAccess) -> Path:
     """Return where pgkeep answers the restore_command of the server behind *access*."""
     return access.directory / "archive" / "socket"
-
-
-def _database_names(access: PrivateAccess, superuser: str) -> list[str]:
-    with open_private(access, superuser=superuser) as server:
-        # A connection limit of -2 marks what an interrupted DROP DATABASE left: nobody can connect to it.
-        rows = server.rows(
-            'SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY datname COLLATE "C"'
-        )
-    return [name for (name,) in rows]
-
-
-def _ask_every_database(access: PrivateAccess, superuser: str) -> tuple[str, ...]:
-    names = _database_names(access, superuser)
-    for name in names:
-        with open_private(access, superuser=superuser, dbname=name) as server:
-            if not server.value("SELECT count(*) FROM pg_class"):
-                raise BackupUnusable(f"database {name} has an empty catalog")
-    return tuple(names)

@@ -68,6 +68,11 @@ def finish(
         state = known_restore(data_directory)
         if state.phases_done == len(PHASES):
             raise RestoreRefused(f"the restore {state.restore_id} into {data_directory} is finished already")
+        if state.is_given_up:
+            raise RestoreRefused(
+                f"the restore {state.restore_id} into {data_directory} was given up: its rollback was cut short",
+                hint=f"pgkeep rollback --pgdata-dir={data_directory}",
+            )
         if state.phases_done < 2:
             raise RestoreRefused(
                 f"the files of the restore {state.restore_id} into {data_directory} are not all there",

@@ -13,6 +13,7 @@ from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restore_state import RestoreState, StoredAside, text_of_target
 from pgkeep.jobs.set_aside import separate_wal_directory
+from pgkeep.jobs.standby_plan import StandbyState
 from pgkeep.jobs.wal_plan import WalPlan
 from pgkeep.pg.backup_label import without_incremental_lines
 from pgkeep.pg.capabilities import Capabilities
@@ -68,7 +69,10 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         replication=_replication(prepared),
         is_copy=request.is_elsewhere,
         private_wal=str(request.private_wal or ""),
-        standby=request.standby.state if request.standby is not None else None,
+        server=prepared.service.as_dict(),
+        left_out=list(base.details.get("left_out", ())),
+        libraries=dict(base.libraries),
+        standby=_standby(request),
         outside=outside_state(base, is_in_place=not request.is_copy, may_replace=request.overwrite_existing),
     )
 
@@ -83,6 +87,12 @@ def _wal_link(prepared: PreparedRestore) -> str:
     """Return what ``pg_wal`` of the cluster that is replaced is a link to; empty when it is none."""
     link = prepared.target.data_directory / WAL_DIRECTORY
     return os.readlink(link) if link.is_symlink() and (prepared.aside or prepared.wiped) else ""
+
+
+def _standby(request: RestoreRequest) -> StandbyState | None:
+    if request.standby is None:
+        return None
+    return msgspec.structs.replace(request.standby.state, base_timeline=request.base.timeline)
 
 
 def _wal_plan(prepared: PreparedRestore) -> WalPlan:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pgkeep.datadir.durable import write_file
+from pgkeep.datadir.durable import remove_file, write_file
 from pgkeep.datadir.recovery_files import (
     RecoveryFiles,
     Signal,
@@ -36,6 +37,7 @@ def write_recovery_files(state: RestoreState, settings: dict[str, str], *, warn:
     """Write everything that the server reads before it replays; with that the target is complete."""
     data_directory, owner = state.directory, state.owner_of_files
     if state.standby is not None and state.standby.timeline > 1:
+        _remove_unfollowed(data_directory / WAL_DIRECTORY, WalPlan.parse(state.wal_plan))
         # The archive may not have it: a primary that does not archive is followed as well.
         name = Timeline(state.standby.timeline).history_file_name
         history = state.standby.history.encode("utf-8", "surrogateescape")
@@ -53,6 +55,17 @@ def write_recovery_files(state: RestoreState, settings: dict[str, str], *, warn:
         warn(f"postgresql.conf sets {name} to {value}: mend it before starting the server by other means")
     write_file(state.wal_plan_path, state.wal_plan.encode(), owner=owner)
     state.target_directories.complete()
+
+
+def _remove_unfollowed(directory: Path, plan: WalPlan) -> None:
+    """
+    Remove WAL of the backup that the primary never wrote, or not all of it: it has the rest, and sends it.
+
+    A primary that was restored to the very end of the backup left the old timeline in the backup's last segment.
+    """
+    for name in os.listdir(directory):
+        if plan.excludes(name):
+            remove_file(directory / name)
 
 
 def wal_plan(recovery: RecoveryPlan) -> WalPlan:
@@ -82,6 +95,7 @@ def wal_plan(recovery: RecoveryPlan) -> WalPlan:
         SystemIdentifier(int(base.system_identifier)),
         size,
         needed=tuple(needed),
+        partials=(needed[-1][1],) if needed and recovery.archived_end % size else (),
         histories=(history.timeline.history_file_name,) if history.timeline > 1 and needed else (),
         excluded=tuple(excluded),
     )

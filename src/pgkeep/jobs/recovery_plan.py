@@ -19,7 +19,7 @@ import msgspec
 from pgkeep.errors import ArchiveError, RestoreRefused
 from pgkeep.jobs.recovery_base import candidates_on, choose_base, stop_time
 from pgkeep.jobs.recovery_history import WalHoldings, choose_history, known_histories
-from pgkeep.jobs.recovery_reach import Span, Stop, StopsTooEarly, Times, check_bounds, check_lsn, find_stop
+from pgkeep.jobs.recovery_reach import Span, Stop, StopsTooEarly, Times, check_bounds, check_names, find_stop
 from pgkeep.jobs.replication_choice import replication_at
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
@@ -150,7 +150,7 @@ def _plan_along(
         span = Span.of(base, history, wal)
         check_bounds(span, target, now=now)
         if times_of is None:
-            check_lsn(span, target)
+            check_names(span, target)
             return _planned(span, target, None, [*notes, *more])
         try:
             stop = find_stop(span, target, times_of)

@@ -93,32 +93,46 @@ def segment_size(base: RecordHead) -> int:
 
 def check_bounds(span: Span, target: RecoveryTarget, *, now: dt.datetime) -> None:
     """
-    Refuse what the names of the segments, and the times of their arrival, show to be out of reach.
+    Refuse what no WAL that is held can bring.
 
     Raises:
         NeededWalMissing: The backup cannot become consistent.
-        RestoreRefused: The target is out of reach.
+        RestoreRefused: The target has not happened yet.
     """
     _check_needed(span)
-    to_the_end = "leave the target out to recover to the end of the WAL held"
-    latest = f"the latest reachable moment is {_text(span.reach)}; {to_the_end}"
     if target.kind is TargetKind.TIME and target.time > now:
-        raise RestoreRefused(f"target time {_text(target.time)} is in the future", hint=latest)
-    if target.kind is TargetKind.TIME and target.time > span.reach:
-        raise RestoreRefused(
-            f"target time {_text(target.time)} is beyond {span.words}, whose newest segment was archived at "
-            f"{span.reach.isoformat(sep=' ', timespec='seconds')}",
-            hint=latest,
-        )
+        raise RestoreRefused(f"target time {_text(target.time)} is in the future", hint=_latest(span))
 
 
-def check_lsn(span: Span, target: RecoveryTarget) -> None:
-    """Refuse an LSN that is beyond the names of the segments: for who cannot look into them; raises RestoreRefused."""
+def check_names(span: Span, target: RecoveryTarget) -> None:
+    """
+    Refuse what is beyond the WAL by the names of the segments and the times of their arrival.
+
+    It is for who cannot look into them; RestoreRefused is raised.
+    """
     if target.kind is TargetKind.LSN and target.lsn > span.end:
         raise RestoreRefused(
             f"target LSN {target.lsn} is beyond {span.words}, which ends at {span.end}",
             hint="leave the target out to recover to the end of the WAL held",
         )
+    if target.kind is TargetKind.TIME and target.time > span.reach:
+        raise _beyond(span, target, hint=_latest(span))
+
+
+def _beyond(span: Span, target: RecoveryTarget, *, hint: str) -> RestoreRefused:
+    return RestoreRefused(
+        f"target time {_text(target.time)} is beyond {span.words}, whose newest segment was archived at "
+        f"{span.reach.isoformat(sep=' ', timespec='seconds')}",
+        hint=hint,
+    )
+
+
+def _latest(span: Span) -> str:
+    if span.has_hole:
+        # There the end is refused, and a time needs a commit behind it.
+        return f"WAL is missing from {span.end} on: only a moment before that can be reached"
+    to_the_end = "leave the target out to recover to the end of the WAL held"
+    return f"the latest reachable moment is {_text(span.reach)}; {to_the_end}"
 
 
 def _check_needed(span: Span) -> None:
@@ -171,7 +185,7 @@ def find_stop(span: Span, target: RecoveryTarget, times_of: Times) -> Stop:
         case TargetKind.XID:
             lsn = _stop_at_transaction(span, target, times, notes)
         case TargetKind.NAME:
-            lsn = _stop_at_restore_point(span, target, times)
+            lsn = _stop_at_restore_point(span, target, times, notes)
         case TargetKind.IMMEDIATE:
             lsn = span.stop
         case TargetKind.LATEST:
@@ -193,7 +207,15 @@ def find_stop(span: Span, target: RecoveryTarget, times_of: Times) -> Stop:
 
 def _stop_at_time(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn | None:
     found = times.find_time(target.time, inclusive=target.inclusive, proved_until=span.reach)
-    if found.stop is None and found.place is TimePlace.AFTER_LAST:
+    if found.stop is None:
+        _check_readable(span, times)
+    if found.stop is None and span.has_hole:
+        # A server stops at a time only when a later commit comes.
+        hint = f"{_last_commit(found.before)}; to recover to where WAL is missing: --target-lsn={times.last_record()}"
+        raise _beyond(span, target, hint=hint)
+    if found.place is TimePlace.BEYOND:
+        raise _beyond(span, target, hint=_latest(span))
+    if found.stop is None:
         last = f", which was at {_text(found.before.time)}" if found.before is not None else ""
         notes.append(f"the target time is after the last commit held{last}: replay goes to the end of the WAL")
     return found.stop.lsn if found.stop is not None else None
@@ -213,6 +235,7 @@ def _stop_at_lsn(span: Span, target: RecoveryTarget, times: WalTimes) -> Lsn:
 def _stop_at_transaction(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn:
     found = times.find_transaction(target.xid % _XID_SPACE)
     if found is None:
+        _check_readable(span, times)
         commits = times.commits()
         last = commits.last if commits is not None else None
         raise RestoreRefused(
@@ -225,10 +248,11 @@ def _stop_at_transaction(span: Span, target: RecoveryTarget, times: WalTimes, no
     return moment.lsn
 
 
-def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes) -> Lsn:
-    point = times.restore_point(target.name)
-    if point is None:
-        points = list(times.restore_points())
+def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes, notes: list[str]) -> Lsn:
+    points = list(times.restore_points())
+    same = [point.lsn for point in points if point.name == target.name]
+    if not same:
+        _check_readable(span, times)
         said = ", ".join(f'"{point.name}" at {_text(point.time)}' for point in points[-_POINTS_SAID:])
         more = f" and {len(points) - _POINTS_SAID} older ones" if len(points) > _POINTS_SAID else ""
         raise RestoreRefused(
@@ -237,16 +261,26 @@ def _stop_at_restore_point(span: Span, target: RecoveryTarget, times: WalTimes) 
             if points
             else f"that WAL has no restore point; the latest reachable moment is {_text(span.reach)}",
         )
-    return point.lsn
+    if len(same) > 1:
+        notes.append(
+            f'restore point "{target.name}" is there more than once: replay stops at the first, at {same[0]}; for the '
+            f"newest: --target-lsn={same[-1]}"
+        )
+    return same[0]
 
 
-def _check_to_the_end(span: Span, times: WalTimes) -> None:
+def _check_readable(span: Span, times: WalTimes) -> None:
+    """Refuse to take a place for the end of the WAL behind which more is held."""
     end, trouble = times.end()
     if trouble and end + segment_size(span.base) < span.archived:
         raise RestoreRefused(
             f"WAL cannot be read beyond {end}, but is held to {span.archived}: {trouble}",
             hint=f"to recover to there: --target-lsn={times.last_record()}",
         )
+
+
+def _check_to_the_end(span: Span, times: WalTimes) -> None:
+    _check_readable(span, times)
     if span.has_hole:
         raise RestoreRefused(
             f"WAL is missing from {span.end} on, and later WAL is held: its end cannot be reached from backup "

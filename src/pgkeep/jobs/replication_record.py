@@ -29,8 +29,10 @@ def with_replication_state(head: RecordHead, request: BackupRequest, server: Ser
 
     try:
         state = capture(server, standby_hosts=request.standby_hosts, warn=warn)
-    except ServerError as error:
-        warn(f"the replication state is not recorded: {error.message}")
+    except (ServerError, ValueError) as error:
+        # A ValueError is an answer in a form that nobody has seen yet.
+        problem = error.message if isinstance(error, ServerError) else str(error)
+        warn(f"the replication state is not recorded: {problem}")
         return msgspec.structs.replace(head, warnings=[*head.warnings, *warnings])
     request.say(f"captured {state.summary}")
     return msgspec.structs.replace(head, replication=state, warnings=[*head.warnings, *warnings])

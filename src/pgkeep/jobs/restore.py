@@ -16,10 +16,12 @@ import msgspec
 
 from pgkeep.datadir.lay_down import LaidDown, LayDown
 from pgkeep.datadir.roll_forward import RollForward
+from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.clear_away import clear_away, link_wal
 from pgkeep.jobs.fenced_server import Voice
 from pgkeep.jobs.old_directories import remove_old
+from pgkeep.jobs.old_server import start_old_server, stop_old_server
 from pgkeep.jobs.phase_log import PHASES, PhaseLog
 from pgkeep.jobs.planned_state import planned_state
 from pgkeep.jobs.recovery_plan import raised_minimums
@@ -94,11 +96,12 @@ def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None 
         if request.unfinished is None:
             log.done("OK")
         if run.state.phases_done < 2:
-            clear_away(run, voice.say)
+            _clear(run, voice)
             prepared, laid = _lay_down(prepared, supply, ledger, run)
             link_wal(run.state)
             files, size = laid.files, laid.bytes
             run.record(**_learned(prepared, run.state), phases_done=2)
+            stage_scripts(run)
             log.done(f"{size_text(size)} restored in {files} files")
         end, databases = run_phases(run, voice, is_started=request.start)
     if end is not None and end.is_promoted:
@@ -127,6 +130,18 @@ def _begin(prepared: PreparedRestore, directory: RestoreDirectory) -> RestoreRun
     return run
 
 
+def _clear(run: RestoreRun, voice: Voice) -> None:
+    """Stop the server that is replaced, and empty the places of the restore; or leave all as it was."""
+    if run.state.is_cleared:
+        return
+    stop_old_server(run.state, say=voice.say, warn=voice.warn)
+    try:
+        clear_away(run, voice.say)
+    except RestoreRefused:
+        start_old_server(run.state, say=voice.say, warn=voice.warn)
+        raise
+
+
 def _place_of(state: RestoreState) -> str:
     return f"behind phase {state.phases_done} ({PHASES[state.phases_done - 1]})"
 
@@ -142,6 +157,8 @@ def _learned(prepared: PreparedRestore, state: RestoreState) -> dict[str, Any]:
         "recovery_settings",
         "superuser",
         "replication",
+        "left_out",
+        "libraries",
     )
     return {name: getattr(planned, name) for name in names}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pgkeep.datadir.durable import write_file
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.target import STATE_DIRECTORY, make_directories
 from pgkeep.errors import PgkeepError, RestoreRefused
+from pgkeep.jobs.audit_file import AUDIT_NAME
 from pgkeep.jobs.restore_state import RestoreState
 
 SUFFIX = ".pgkeep-restore"
@@ -110,11 +110,15 @@ class RestoreDirectory:
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Remove the directory: there is nothing to go on with."""
+        """Remove the directory: there is nothing to go on with. An audit file in it stays, for who asks later."""
         # Without the state the rest of it means nothing, whatever ends this here.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.state_path)
-        shutil.rmtree(self.path, ignore_errors=True)
+        for path in self.path.iterdir():
+            if not AUDIT_NAME.fullmatch(path.name):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
 
 class RestoreRun:

@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from pgkeep.datadir.instance import PrivateAccess
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.postmaster import PostmasterFile, running_postmaster
@@ -18,6 +20,8 @@ from pgkeep.jobs.recovery_config import describe_target, settings_of_recovery, w
 from pgkeep.jobs.replay import ReplayEnd
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.restored_checks import WantedChecks
+from pgkeep.jobs.standby_finish import is_primary_to_be_asked, learn_of_primary
 from pgkeep.pg.recovery import TargetKind
 
 _STARTING_SECONDS = 10
@@ -58,7 +62,11 @@ def run_phases(
     if not is_started:
         _say_what_is_left(run.state, voice)
         return None, ()
+    if is_primary_to_be_asked(run.state):
+        _learn_of_primary(run, voice)
     end, databases = _run_server(run, voice, log, is_opened=is_opened)
+    if run.state.standby is not None and run.state.lasting.get("archive_mode") == "off":
+        voice.say("archiving is off in this standby: ALTER SYSTEM RESET archive_mode before it may become the primary")
     if run.state.phases_done == len(PHASES):
         if run.state.private_wal:
             remove_private_wal(Path(run.state.private_wal))
@@ -68,12 +76,26 @@ def run_phases(
     return end, databases
 
 
+def _learn_of_primary(run: RestoreRun, voice: Voice) -> None:
+    changes = learn_of_primary(run.state)
+    if not changes:
+        return
+    state = msgspec.structs.replace(run.state, **changes)
+    settings = settings_of_recovery(state, state.target, socket=None)
+    # Recorded last: what is killed before that asks again.
+    write_recovery_files(state, settings, warn=voice.warn)
+    run.record(**changes)
+
+
 def _run_server(run: RestoreRun, voice: Voice, log: PhaseLog, *, is_opened: bool) -> tuple[ReplayEnd, tuple[str, ...]]:
     if not run.state.bin_directory:
         raise ToolError(
             f"no programs of PostgreSQL {run.state.major} are known to this restore",
             hint=f"install PostgreSQL {run.state.major}, or name its directory with bin_dir, and run pgkeep finish",
         )
+    state = run.state
+    owner = state.owner_of_files or Owner.of(state.directory)
+    WantedChecks.of_options(state.options).check(bin_directory=Path(state.bin_directory), owner_uid=owner.uid)
     access = _access(run)
     try:
         return FencedServer(run, access, voice).run(log, is_opened=is_opened)

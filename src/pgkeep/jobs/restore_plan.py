@@ -5,17 +5,24 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgkeep.datadir.owner import owner_of_restored_files
 from pgkeep.datadir.postmaster import read_control_file
-from pgkeep.datadir.target import Target
+from pgkeep.datadir.service import Service, ServiceKind
+from pgkeep.datadir.service_search import find_service
+from pgkeep.datadir.supervisor import find_supervisor
+from pgkeep.datadir.target import Target, spaces
 from pgkeep.errors import PgkeepError, RestoreRefused
+from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.original_cluster import OriginalCluster
 from pgkeep.jobs.restore_request import RestoreRequest
+from pgkeep.jobs.restored_checks import WantedChecks
 from pgkeep.jobs.set_aside import Aside, directories_in_the_way, set_aside
+from pgkeep.jobs.topology import plan_line
 from pgkeep.pg.data_directory import CONTROL_FILE
+from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +37,7 @@ class PreparedRestore:
         wiped: What would be removed instead.
         applied: Which of the chain an earlier run has laid down for good, oldest first.
         lasting: For ``postgresql.auto.conf``, also when recovery is over.
+        service: What runs the server of the data directory.
     """
 
     request: RestoreRequest
@@ -38,11 +46,15 @@ class PreparedRestore:
     wiped: Sequence[Path] = ()
     applied: Sequence[str] = ()
     lasting: dict[str, str]
+    service: Service = field(default_factory=Service)
 
     def lines(self) -> Iterator[str]:
         """Yield the plan for people."""
         request, recovery = self.request, self.request.recovery
         base = request.base
+        if request.unfinished is not None:
+            state = request.unfinished
+            yield f"goes on with the restore {state.restore_id}, of which phase {state.phases_done} is done"
         yield f"backup: {base.backup_id} ({base.level.word}, PostgreSQL {base.server_version_text}, {base.transport})"
         if len(request.chain) > 1:
             yield f"  rolled forward in place: {', '.join(request.chain)}"
@@ -51,24 +63,45 @@ class PreparedRestore:
         if self.applied:
             yield f"  applied already: {', '.join(self.applied)}"
         yield f"files: {request.tail.files}, {request.expected_bytes} bytes, into {request.data_directory}"
-        for oid, directory in self.target.outside.items():
-            yield f"tablespace {oid}: into {directory}"
-        for aside in self.aside:
-            yield f"moved away first: {aside}"
-        for path in self.wiped:
-            yield f"removed first, for ever: what is in {path}"
+        yield from self._place_lines()
         if request.standby is not None:
             yield from request.standby.lines()
         else:
             yield f"recovery target: {recovery.target}, timeline {int(recovery.timeline)}"
-        yield f"wal: from {recovery.wal_start} to {recovery.wal_end}"
+        yield f"wal: from {recovery.wal_start} to {recovery.wal_end}, {self._segments}"
         yield f"programs: {request.toolbox or f'none of PostgreSQL {request.major} on this host'}"
-        yield f"server: {'started behind a fence, checked, left running' if request.start else 'not started'}"
+        service = f" by {self.service}" if self.service.kind is not ServiceKind.NONE else ""
+        left = f"started behind a fence, checked, left running{service}"
+        yield f"server: {left if request.start else 'not started'}"
         yield from self._archiving_lines()
+        if line := plan_line(recovery.replication or base.replication, request.options):
+            yield line
         for tablespace in recovery.later_tablespaces:
             yield f"tablespace {tablespace.oid}: made by the replay, in {tablespace.location}"
         for note in recovery.notes:
             yield f"note: {note}"
+
+    def _place_lines(self) -> Iterator[str]:
+        """Say where the files go, and what becomes of what stands there."""
+        for oid, directory in self.target.outside.items():
+            yield f"tablespace {oid}: into {directory}"
+        for space in spaces(_sizes(self.request, self.target)):
+            needed, free = size_text(space.needed_bytes), size_text(space.free_bytes)
+            yield f"disk: {needed} are needed on the file system of {space.place}, {free} are free"
+        if self.service.was_running:
+            yield f"stopped first: the server in {self.request.data_directory}, {self.service}"
+            yield "  what it writes from now on is no part of this restore; stop it yourself before to have that, too"
+        for aside in self.aside:
+            yield f"moved away first: {aside}"
+        for path in self.wiped:
+            yield f"removed first, for ever: what is in {path}"
+
+    @property
+    def _segments(self) -> str:
+        """How many WAL segments the replay reads at most."""
+        base, recovery = self.request.base, self.request.recovery
+        size = base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE
+        return f"{-(-recovery.wal_end // size) - recovery.wal_start // size} segments of {size_text(size)}"
 
     def _archiving_lines(self) -> Iterator[str]:
         """Say where the WAL will go when the place alone does not tell whether this is a copy."""
@@ -98,17 +131,26 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         tablespaces=_tablespace_places(request),
         owner=owner,
     )
+    service = _service(request)
     if request.unfinished is not None and request.unfinished.phases_done > 1:
         # The files are there; what is left needs the state alone.
-        return PreparedRestore(request=request, target=target, aside=(), lasting={})
+        return PreparedRestore(request=request, target=target, aside=(), lasting={}, service=service)
+    if request.start and request.toolbox is not None:
+        owner_uid = owner.uid if owner is not None else os.geteuid()
+        wanted = WantedChecks.of_options(request.options)
+        wanted.check(bin_directory=request.toolbox.directory, owner_uid=owner_uid)
     later = check_later_tablespaces(request, target)
     original = OriginalCluster.of(base) if request.is_copy else None
     if original is not None:
         check_clear_of(original, target)
     aside, wiped = _cleared(request, target, later, now)
     applied = _applied(request, target)
-    # What an earlier run has laid down takes its room already.
-    target.check(sizes={} if applied else _sizes(request, target), is_overwritten=bool(aside or wiped))
+    target.check(
+        # What an earlier run has laid down takes its room already.
+        sizes={} if applied else _sizes(request, target),
+        is_overwritten=bool(aside or wiped),
+        may_stop=request.overwrite_existing,
+    )
     if original is not None and request.start:
         _check_port(original, request)
     lasting: dict[str, str] = {}
@@ -117,7 +159,9 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         lasting["archive_mode"] = "off"
     if request.port:
         lasting["port"] = str(request.port)
-    return PreparedRestore(request=request, target=target, aside=aside, wiped=wiped, applied=applied, lasting=lasting)
+    return PreparedRestore(
+        request=request, target=target, aside=aside, wiped=wiped, applied=applied, lasting=lasting, service=service
+    )
 
 
 def _applied(request: RestoreRequest, target: Target) -> tuple[str, ...]:
@@ -126,6 +170,25 @@ def _applied(request: RestoreRequest, target: Target) -> tuple[str, ...]:
         return ()
     found = tuple(request.unfinished.applied)
     return found if found == request.chain[: len(found)] else ()
+
+
+def _service(request: RestoreRequest) -> Service:
+    """
+    Return what runs the server of the target; for an unfinished restore, what ran it when that began.
+
+    Raises:
+        RestoreRefused: A program minds the cluster that would undo the restore, or be misled by it.
+    """
+    unfinished = request.unfinished
+    is_known = unfinished is not None and bool(unfinished.server)
+    service = Service.from_dict(unfinished.server) if is_known and unfinished else find_service(request.data_directory)
+    supervisor = find_supervisor(request.data_directory, service)
+    if supervisor is not None:
+        raise RestoreRefused(
+            f"{request.data_directory} is in the hands of {supervisor.name}: {supervisor.evidence}",
+            hint=supervisor.hint,
+        )
+    return service
 
 
 def _cleared(

@@ -24,7 +24,9 @@ _LATER_OPTIONS = (
     "recreate_replication_slots",
     "recreate_subscriptions",
     "verify_checksum_after",
+    "verify_amcheck_after",
     "post_restore_sql",
+    "post_restore_sql_timeout",
 )
 
 

@@ -90,6 +90,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         phases_done: 1 to 6.
         access: The directory of the private socket, as long as the server is fenced.
         is_past_target: Whether the replay goes on to the end of the WAL, since the target was not reached.
+        server_past_target: Process and start of the server that does; empty before it runs.
         end: Where the replay ended; None before that.
         is_lifting: Whether the fence is being lifted: recovery is over, and the server may run as configured.
         is_given_up: Whether a rollback has begun.
@@ -100,7 +101,9 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         replication: What the cluster was to other servers, as a backup recorded it; empty where none did.
         is_copy: Whether the original may live on: this goes to another directory or another host.
         subscriptions: Those that phase 5 found, as they were then.
-        server: How the server is run on this host.
+        server: How the server is run on this host, as ``Service`` has it.
+        left_out: OIDs of tablespaces that the backup does not hold on purpose.
+        libraries: Versions of what sorted text where the backup was made.
         audit_file: Path of the audit file; empty when there is none.
         private_wal: Directory of WAL that goes when nobody needs it any more; empty when the vault has it.
         standby: What the server follows when it is to be a standby; None for one that is promoted.
@@ -145,6 +148,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     phases_done: int = 1
     access: str = ""
     is_past_target: bool = False
+    server_past_target: str = ""
     end: StoredEnd | None = None
     is_lifting: bool = False
     is_given_up: bool = False
@@ -156,6 +160,8 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     is_copy: bool = False
     subscriptions: list[dict[str, Any]] = []
     server: dict[str, Any] = {}
+    left_out: list[int] = []
+    libraries: dict[str, str] = {}
     audit_file: str = ""
     private_wal: str = ""
     standby: StandbyState | None = None

@@ -8,10 +8,11 @@ pg_checksums. All checks are run, each fault has its line, and one is enough for
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pgkeep.datadir.checksums import PROGRAM, check_page_checksums
 from pgkeep.errors import CheckFailed, PgkeepError, RestoreRefused
@@ -20,14 +21,10 @@ from pgkeep.server.amcheck import check_relations
 from pgkeep.server.connection import Server
 from pgkeep.server.operator_sql import read_operator_sql, run_operator_sql
 from pgkeep.server.relations import changed_collations, count_relations, listed, missing_files, read_catalogs
-from pgkeep.server.tools import Toolbox
-
-if TYPE_CHECKING:
-    from pgkeep.settings import Resolved
 
 FAILED_HINT = (
-    "the server is stopped and was never opened; look at the faults above, then restore from another backup, or run "
-    '"pgkeep rollback"'
+    'the server is stopped and was never opened: mend the reason and run "pgkeep finish", which checks again, or give '
+    'the restore up by "pgkeep rollback"'
 )
 Say = Callable[[str], None]
 Ask = Callable[[str], Server]
@@ -55,19 +52,8 @@ class WantedChecks:
     sql_timeout_seconds: int = 600
 
     @classmethod
-    def of_settings(cls, settings: Resolved) -> WantedChecks:
-        """Return what the settings of a restore ask for."""
-        sql = settings.text("post_restore_sql")
-        return cls(
-            amcheck=settings.flag("verify_amcheck_after"),
-            checksums=settings.flag("verify_checksum_after"),
-            sql=Path(sql) if sql else None,
-            sql_timeout_seconds=settings.number("post_restore_sql_timeout"),
-        )
-
-    @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> WantedChecks:
-        """Return what ``as_options`` told the state of a restore."""
+        """Return what the parameters in *options*, by their names, ask for."""
         sql = options.get("post_restore_sql", "")
         return cls(
             amcheck=bool(options.get("verify_amcheck_after", False)),
@@ -76,27 +62,17 @@ class WantedChecks:
             sql_timeout_seconds=int(options.get("post_restore_sql_timeout", 600)),
         )
 
-    def as_options(self) -> dict[str, Any]:
-        """Return it by the names of the parameters, as JSON has it."""
-        return {
-            "verify_amcheck_after": self.amcheck,
-            "verify_checksum_after": self.checksums,
-            "post_restore_sql": str(self.sql or ""),
-            "post_restore_sql_timeout": self.sql_timeout_seconds,
-        }
-
-    def check(self, *, toolbox: Toolbox | None, owner_uid: int) -> None:
+    def check(self, *, bin_directory: Path, owner_uid: int) -> None:
         """
-        Refuse what could not be done in the end, before anything is touched.
+        Refuse what could not be done in the end, before the server is started.
 
         Raises:
-            RestoreRefused: There is no ``pg_checksums`` of the cluster's version.
+            RestoreRefused: There is no ``pg_checksums`` in *bin_directory*.
             SettingsError, UsageError: The file of SQL cannot be used.
         """
-        if self.checksums and (toolbox is None or not toolbox.has(PROGRAM)):
-            where = f"PostgreSQL {toolbox}" if toolbox is not None else "no PostgreSQL of the backup's version"
+        if self.checksums and not os.access(bin_directory / PROGRAM, os.X_OK):
             raise RestoreRefused(
-                f"verify_checksum_after needs {PROGRAM}, found {where} without it",
+                f"verify_checksum_after needs {PROGRAM}, which is not in {bin_directory}",
                 hint="install the server package that brings it, or leave verify_checksum_after out",
             )
         if self.sql is not None:

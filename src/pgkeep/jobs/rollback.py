@@ -11,20 +11,21 @@ import os
 import shutil
 from pathlib import Path
 
-from pgkeep.datadir.instance import PRIVATE_PREFIX, Instance, ServerStatus
+from pgkeep.datadir.instance import Instance
 from pgkeep.datadir.postmaster import read_control_file, running_postmaster
-from pgkeep.datadir.service import Service, ServiceKind, start_server
-from pgkeep.datadir.target import MARKER
+from pgkeep.datadir.target import MARKER, kept_names
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.clear_away import give_back, remove_contents
 from pgkeep.jobs.finish import known_restore
+from pgkeep.jobs.old_server import start_old_server
 from pgkeep.jobs.own_configuration import take_back_outside
 from pgkeep.jobs.phase_log import PHASES
 from pgkeep.jobs.private_wal import remove_private_wal
 from pgkeep.jobs.restore_directory import SUFFIX, RestoreDirectory, RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.pg.data_directory import BACKUP_LABEL, CONTROL_FILE, POSTMASTER_OPTIONS
+from pgkeep.jobs.unfinished import ran_by_hand
+from pgkeep.pg.data_directory import BACKUP_LABEL, CONTROL_FILE
 
 
 def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = False) -> RestoreState:
@@ -61,7 +62,7 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
         take_back_outside(state.outside, restore_id=state.restore_id, say=audit.say)
         for aside in state.moved:
             audit.say(f"put back {aside.path}")
-        _start_as_before(state, audit)
+        start_old_server(state, say=audit.say, warn=audit.warn)
         for place in map(_discarded_name, _renamed(state)):
             shutil.rmtree(place, ignore_errors=True)
         if state.private_wal:
@@ -87,7 +88,7 @@ def _check(state: RestoreState, *, is_discarded: bool) -> None:
             f"there is nothing to put back: wipe_pgdata had what stood in {state.directory} removed",
             hint="pgkeep rollback --discard removes what was restored, and leaves nothing",
         )
-    if state.phases_done == len(PHASES) or state.is_lifting or _ran_by_hand(state):
+    if state.phases_done == len(PHASES) or state.is_lifting or ran_by_hand(state):
         raise RestoreRefused(
             f"the restored cluster in {state.directory} has run on its own: what was written since would be lost",
             hint="pgkeep rollback --discard gives that up",
@@ -96,27 +97,24 @@ def _check(state: RestoreState, *, is_discarded: bool) -> None:
 
 def _check_what_is_there(state: RestoreState) -> None:
     """Refuse to remove anything but what the restore laid down."""
-    if not state.is_cleared or not (state.directory / CONTROL_FILE).exists():
+    if not state.is_cleared or not state.directory.is_dir():
+        return
+    if not (state.directory / CONTROL_FILE).exists():
+        names = set(os.listdir(state.directory)) - kept_names(state.directory)
+        if names and MARKER not in names:
+            raise _not_ours(state)
         return
     found = int(read_control_file(state.directory).system_identifier)
     is_untouched = state.phases_done > 2 or (state.directory / BACKUP_LABEL).exists()
     if str(found) != state.system_identifier or not is_untouched:
-        raise RestoreRefused(
-            f"{state.directory} does not hold what the restore {state.restore_id} laid down",
-            hint=f"move it away yourself; {state.directory}{SUFFIX} has the state of the restore",
-        )
+        raise _not_ours(state)
 
 
-def _ran_by_hand(state: RestoreState) -> bool:
-    """Tell whether somebody else than pgkeep has started the restored server."""
-    if state.phases_done < 3:
-        return False
-    try:
-        # The server writes its command line into it at each start, and no backup holds it.
-        last_start = (state.directory / POSTMASTER_OPTIONS).read_text(errors="replace")
-    except FileNotFoundError:
-        return False
-    return f"unix_socket_directories=/tmp/{PRIVATE_PREFIX}" not in last_start
+def _not_ours(state: RestoreState) -> RestoreRefused:
+    return RestoreRefused(
+        f"{state.directory} does not hold what the restore {state.restore_id} laid down",
+        hint=f"move it away yourself; {state.directory}{SUFFIX} has the state of the restore",
+    )
 
 
 def _stop(state: RestoreState) -> None:
@@ -150,18 +148,3 @@ def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
                 path.rmdir()
     for place in state.places.values():
         (place / MARKER).unlink(missing_ok=True)
-
-
-def _start_as_before(state: RestoreState, audit: AuditFile) -> None:
-    """Start the server that ran before the restore, by the means by which it ran."""
-    service = Service.from_dict(state.server) if state.server else Service()
-    if not service.was_running or running_postmaster(state.directory) is not None:
-        return
-    timeout = max(300, state.timeout_seconds)
-    if service.kind is ServiceKind.NONE:
-        instance = Instance(state.directory, bin_directory=Path(state.bin_directory), log_path=state.log_path)
-        instance.start({}, is_final=True)
-        instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=timeout)
-    else:
-        start_server(service, state.directory, timeout_seconds=timeout)
-    audit.say(f"the server of {state.directory} runs as before")

@@ -40,12 +40,14 @@ class StandbyState(msgspec.Struct, frozen=True, kw_only=True):
         where: The same for messages.
         timeline: The primary's; 0 when it could not be asked.
         history: The history file of that timeline; empty on timeline 1.
+        base_timeline: The timeline on which the base ends.
     """
 
     conninfo: str
     where: str
     timeline: int = 0
     history: str = ""
+    base_timeline: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,11 @@ SAY_SECONDS = 30.0
 STALL_SECONDS = 60.0
 """How long a standby may neither replay nor stream: by then it has tried to reach its primary several times."""
 
+HOPELESS_SECONDS = 8.0
+"""The same when the server's log says that trying again will not help."""
+
 _LOG_LINES = 400
+_HOPELESS = ("has already been removed", "forked off", "identifier differs")
 _TELLING = ("FATAL:", "PANIC:", "forked off", "could not ")
 Say = Callable[[str], None]
 
@@ -33,7 +37,6 @@ def watch_standby(
     superuser: str,
     timeout_seconds: float,
     say: Say,
-    stall_seconds: float = STALL_SECONDS,
 ) -> ReplayEnd:
     """
     Wait until the server that was started streams from its primary.
@@ -45,13 +48,12 @@ def watch_standby(
         superuser: Name of the role with OID 10.
         timeout_seconds: 0 waits for ever.
         say: Takes a line of progress now and then.
-        stall_seconds: How long it may make no progress.
 
     Raises:
         RecoveryFailed: The server stopped, or it cannot follow, with what its log says.
         ReplayOverdue: The time is over; the server goes on.
     """
-    watch = _Watch(instance, standby, timeout_seconds=timeout_seconds, stall_seconds=stall_seconds, say=say)
+    watch = _Watch(instance, standby, timeout_seconds=timeout_seconds, say=say)
     while True:
         watch.check(instance.wait_for({ServerStatus.READY, ServerStatus.STANDBY}, timeout_seconds=timeout_seconds))
         try:
@@ -63,14 +65,11 @@ def watch_standby(
 
 
 class _Watch:
-    def __init__(
-        self, instance: Instance, standby: StandbyState, *, timeout_seconds: float, stall_seconds: float, say: Say
-    ) -> None:
+    def __init__(self, instance: Instance, standby: StandbyState, *, timeout_seconds: float, say: Say) -> None:
         now = time.monotonic()
         self._instance = instance
         self._standby = standby
         self._deadline = now + timeout_seconds if timeout_seconds else float("inf")
-        self._stall_seconds = stall_seconds
         self._say = say
         self._lsn = Lsn(0)
         self._moved_at = self._said_at = now
@@ -109,12 +108,16 @@ class _Watch:
         if now - self._said_at > SAY_SECONDS:
             self._said_at = now
             self._say(f"replayed to {lsn}")
-        if now - self._moved_at > self._stall_seconds:
+        stalled = now - self._moved_at
+        if stalled > HOPELESS_SECONDS and (stalled > STALL_SECONDS or self._is_hopeless()):
             raise RecoveryFailed(
                 f"the standby is at {lsn} and does not stream from its primary at {self._standby.where}: "
                 f"{self._last_words()}",
                 hint=f"see {self._instance.log_path}",
             )
+
+    def _is_hopeless(self) -> bool:
+        return any(word in self._last_words() for word in _HOPELESS)
 
     def _last_words(self) -> str:
         lines = [line for line in self._instance.log_tail(_LOG_LINES) if any(word in line for word in _TELLING)]

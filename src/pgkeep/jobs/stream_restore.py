@@ -17,6 +17,7 @@ from typing import Protocol
 from pgkeep.datadir.beneath import Beneath
 from pgkeep.errors import BackupUnusable, FormatError
 from pgkeep.jobs.arrivals import Arrivals
+from pgkeep.jobs.own_configuration import outside_state
 from pgkeep.jobs.private_wal import PrivateWal
 from pgkeep.jobs.recovery_history import held_along
 from pgkeep.jobs.recovery_plan import with_wal_content
@@ -216,7 +217,7 @@ class ClusterStream:
         """
         prepared = self._prepared
         request, recovery = prepared.request, prepared.request.recovery
-        with WalView(self._wal.archive) as view:
+        with WalView(self._wal.archive, tell=request.say) as view:
             found = with_wal_content(recovery, view, view.times)
         check_later_tablespaces(replace(request, recovery=found), prepared.target)
         for note in found.notes[len(recovery.notes) :]:
@@ -274,7 +275,7 @@ def restore_stream(
                 else:
                     wal.remove()
                 raise
-    if result.end is not None and result.end.is_promoted:
+    if result.end is not None and (result.end.is_promoted or request.standby is not None):
         wal.remove()
     else:
         if result.end is None:
@@ -286,4 +287,6 @@ def restore_stream(
 def start_command(request: RestoreRequest) -> str:
     """Return what starts the restored server, for the log."""
     program = request.toolbox.program("pg_ctl") if request.toolbox is not None else "pg_ctl"
-    return f"{program} -D {request.data_directory} -l {request.data_directory}.log start"
+    outside = outside_state(request.base, is_in_place=not request.is_copy, may_replace=False).own_config_file
+    configured = f" -o '-c config_file={outside}'" if outside is not None else ""
+    return f"{program} -D {request.data_directory}{configured} -l {request.data_directory}.log start"

@@ -8,7 +8,7 @@ are missing only where that is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from pgkeep.pg.replication_sql import (
     subscriptions_script,
     why_not_recreated,
 )
-from pgkeep.pg.replication_state import ReplicationState, Slot, Subscription
+from pgkeep.pg.replication_state import Follower, ReplicationState, Slot, Subscription
 from pgkeep.server.replication_state import subscriptions as list_subscriptions
 from pgkeep.server.topology import (
     Ask,
@@ -34,9 +34,6 @@ from pgkeep.server.topology import (
     disable_subscriptions,
     keeps_wal_without_bound,
 )
-
-OPTIONS = ("restore_replication_state", "recreate_replication_slots", "recreate_subscriptions")
-"""The parameters that this phase acts on, as ``RestoreState.options`` names them."""
 
 Say = Callable[[str], None]
 
@@ -50,10 +47,10 @@ def stage_scripts(run: RestoreRun) -> None:
     """
     state, recorded = run.state, _recorded(run.state)
     texts = {}
-    if recorded is not None and _wants_slots(state):
+    if recorded is not None and _wants_slots(state.options):
         texts[SLOTS_FILE] = slots_script(recorded)
     found = _found(state)
-    if _subscriptions_wanted(state) != "no" and (recorded is not None or found):
+    if _subscriptions_wanted(state.options) != "no" and (recorded is not None or found):
         texts[SUBSCRIPTIONS_FILE] = subscriptions_script(recorded or ReplicationState(major=state.major))
         texts[SUBSCRIPTIONS_FILE] += enable_lines(found) if found else ""
     for name, text in texts.items():
@@ -62,6 +59,18 @@ def stage_scripts(run: RestoreRun) -> None:
             write_file(path, text.encode("utf-8", "surrogateescape"), owner=state.owner_of_files)
         except OSError as error:
             raise PgkeepError(f"cannot write {path}: {error.strerror}") from error
+
+
+def plan_line(recorded: ReplicationState | None, options: Mapping[str, Any]) -> str:
+    """Return what phase 5 would do, for people; empty where nothing is known of slots and subscriptions."""
+    if recorded is None:
+        return ""
+    wanted = sum(not why_not_recreated(slot) for slot in recorded.slots) if _wants_slots(options) else 0
+    script = {"no": "not staged", "stage": "staged", "run": "made where they are missing"}
+    return (
+        f"replication: {wanted} slots are made again, {len(recorded.subscriptions)} subscriptions are "
+        f"{script[_subscriptions_wanted(options)]}; every subscription is disabled"
+    )
 
 
 def restore_topology(run: RestoreRun, ask: Ask, *, say: Say, warn: Say) -> str:
@@ -80,13 +89,13 @@ def restore_topology(run: RestoreRun, ask: Ask, *, say: Say, warn: Say) -> str:
     """
     parts = [_silence(run, ask, say=say, warn=warn)]
     recorded = _recorded(run.state)
-    if recorded is not None and _wants_slots(run.state):
+    if recorded is not None and _wants_slots(run.state.options):
         parts += _make_slots(recorded.slots, ask, major=run.state.major, say=say, warn=warn)
-    if recorded is not None and _subscriptions_wanted(run.state) == "run":
+    if recorded is not None and _subscriptions_wanted(run.state.options) == "run":
         parts.append(_make_subscriptions(run.state, recorded.subscriptions, ask, warn=warn))
-    if recorded is not None and _is_wanted(run.state):
-        for line in _standby_lines(recorded):
-            say(line)
+    if recorded is not None and recorded.followers and not run.state.is_copy:
+        followers = ", ".join(map(_follower_text, recorded.followers))
+        say(f"servers that followed the original must be made anew from this one: {followers}")
     return "; ".join(parts)
 
 
@@ -107,7 +116,8 @@ def _silence(run: RestoreRun, ask: Ask, *, say: Say, warn: Say) -> str:
                 f'subscription "{subscription.name}" of database "{subscription.database}" is detached from the '
                 f'publisher\'s slot "{subscription.slot_name}", which the original may use'
             )
-    if found and _subscriptions_wanted(run.state) != "no":
+    # Inside the data directory the scripts go with the state, when the restore is over.
+    if found and _subscriptions_wanted(run.state.options) != "no" and not run.directory.is_inside:
         say(f"how to wake the subscriptions: {run.directory.path / SUBSCRIPTIONS_FILE}")
     return f"{disabled} subscriptions disabled" if disabled else "no subscription was enabled"
 
@@ -144,14 +154,9 @@ def _make_subscriptions(state: RestoreState, recorded: list[Subscription], ask: 
     return f"{made} subscriptions made, disabled"
 
 
-def _standby_lines(recorded: ReplicationState) -> Iterator[str]:
-    followers = [
-        f"{follower.application_name or 'one without a name'}"
-        f" ({', '.join(fact for fact in (follower.client_addr, follower.slot_name and f'slot {follower.slot_name}') if fact)})"  # noqa: E501
-        for follower in recorded.followers
-    ]
-    if followers:
-        yield f"servers that followed the original must be made anew from this one: {', '.join(followers)}"
+def _follower_text(follower: Follower) -> str:
+    facts = [follower.client_addr, f"slot {follower.slot_name}" if follower.slot_name else ""]
+    return f"{follower.application_name or 'one without a name'} ({', '.join(filter(None, facts)) or 'local'})"
 
 
 def _recorded(state: RestoreState) -> ReplicationState | None:
@@ -162,18 +167,18 @@ def _found(state: RestoreState) -> list[Subscription]:
     return msgspec.convert(state.subscriptions, list[Subscription])
 
 
-def _is_wanted(state: RestoreState) -> bool:
-    return bool(_option(state, "restore_replication_state", default=True))
+def _is_wanted(options: Mapping[str, Any]) -> bool:
+    return bool(_option(options, "restore_replication_state", default=True))
 
 
-def _wants_slots(state: RestoreState) -> bool:
-    return _is_wanted(state) and bool(_option(state, "recreate_replication_slots", default=True))
+def _wants_slots(options: Mapping[str, Any]) -> bool:
+    return _is_wanted(options) and bool(_option(options, "recreate_replication_slots", default=True))
 
 
-def _subscriptions_wanted(state: RestoreState) -> str:
-    return str(_option(state, "recreate_subscriptions", default="stage")) if _is_wanted(state) else "no"
+def _subscriptions_wanted(options: Mapping[str, Any]) -> str:
+    return str(_option(options, "recreate_subscriptions", default="stage")) if _is_wanted(options) else "no"
 
 
-def _option(state: RestoreState, name: str, *, default: Any) -> Any:
-    value = state.options.get(name)
+def _option(options: Mapping[str, Any], name: str, *, default: Any) -> Any:
+    value = options.get(name)
     return default if value is None else value

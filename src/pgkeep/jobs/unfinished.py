@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pgkeep.datadir.instance import PRIVATE_PREFIX
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.phase_log import PHASES
 from pgkeep.jobs.restore_directory import RestoreDirectory
 from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.pg.data_directory import RECOVERY_SIGNAL
+from pgkeep.pg.data_directory import POSTMASTER_OPTIONS, RECOVERY_SIGNAL
 from pgkeep.pg.recovery import RecoveryTarget
 
 
@@ -47,6 +48,11 @@ def unfinished_restore(data_directory: Path, asked: Mapping[str, Any]) -> Restor
     state = RestoreDirectory(data_directory).read()
     if state is None or not is_unfinished(state):
         return None
+    if state.is_given_up:
+        raise RestoreRefused(
+            f"the rollback of the restore {state.restore_id} into {data_directory} was cut short",
+            hint=f"bring it to its end first: pgkeep rollback --pgdata-dir={data_directory}",
+        )
     if dict(asked) == state.asked:
         return state
     if not _is_at_stake(state):
@@ -67,10 +73,24 @@ def is_unfinished(state: RestoreState) -> bool:
     """Tell whether somebody may go on with a restore; who started the server by hand has finished it."""
     if state.phases_done >= len(PHASES):
         return False
-    if state.phases_done < 3 or state.access:
+    if state.phases_done < 3 or state.is_given_up or state.is_lifting:
+        return True
+    if state.access and not ran_by_hand(state):
         return True
     return state.standby is not None or (state.directory / RECOVERY_SIGNAL).exists()
 
 
 def _is_at_stake(state: RestoreState) -> bool:
     return state.phases_done >= 3 or any(os.path.lexists(aside.new_path) for aside in state.moved)
+
+
+def ran_by_hand(state: RestoreState) -> bool:
+    """Tell whether somebody else than pgkeep was the last one to start the restored server."""
+    if state.phases_done < 3:
+        return False
+    try:
+        # The server writes its command line into it at each start, and no backup holds it.
+        last_start = (state.directory / POSTMASTER_OPTIONS).read_text(errors="replace")
+    except FileNotFoundError:
+        return False
+    return f"unix_socket_directories=/tmp/{PRIVATE_PREFIX}" not in last_start

@@ -42,7 +42,7 @@ class WalPlan:
         histories: History files that must be there.
         partials: Segments of which the partial form is delivered when the complete one is absent.
         excluded: Segments that are not delivered, nor any later one of the same timeline, though they be there.
-        last_timeline: Nothing of a later timeline is delivered either; 0 for no such limit.
+        last_timeline: Nothing of a later timeline is delivered either, nor the history of this one; 0 for no limit.
     """
 
     system_identifier: SystemIdentifier
@@ -57,7 +57,9 @@ class WalPlan:
         """Tell whether the file *name* is not for this recovery, whatever the archive holds."""
         if not is_segment_name(name) and not is_history_name(name):
             return False
-        if self.last_timeline and int(name[:8], 16) > self.last_timeline:
+        timeline = int(name[:8], 16)
+        # The history of the last one is there already, from the primary: another of that number may be archived.
+        if self.last_timeline and (timeline > self.last_timeline or name == f"{self.last_timeline:08X}.history"):
             return True
         return is_segment_name(name) and any(first[:8] == name[:8] and first <= name for first in self.excluded)
 

@@ -92,7 +92,9 @@ class OutsideConfiguration:
             found = self._reader.look(path)
             content = self._reader.read(path) if found is not None else b""
         except PgkeepError as error:
-            self._warn_of(path, error)
+            # Over the stream nobody knows whether it is there at all.
+            if self._is_local or not is_optional:
+                self._warn_of(path, error)
             return
         if found is None:
             if not is_optional:

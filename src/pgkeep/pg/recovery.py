@@ -372,6 +372,19 @@ def lasting_standby_settings(primary_conninfo: str) -> dict[str, str]:
     return settings | dict.fromkeys(_TARGET_SETTINGS, "")
 
 
+def isolation_settings(*, major: int) -> dict[str, str]:
+    """Return the least that keeps a server from the old world, for a file: whoever starts it finds it shut off."""
+    settings = {
+        "listen_addresses": "",
+        "max_logical_replication_workers": "0",
+        # A failing command makes the server keep the segments until the real one is back.
+        "archive_command": "false",
+    }
+    if Capabilities(major * 10000).has_archive_library:
+        settings["archive_library"] = ""
+    return settings
+
+
 def fence_settings(*, major: int, socket_directory: str) -> dict[str, str]:
     """
     Return the settings under which a restored server harms nobody until it is released.
@@ -380,13 +393,9 @@ def fence_settings(*, major: int, socket_directory: str) -> dict[str, str]:
     it to the old archive, and waits for no synchronous standby. What the cluster wants of every session, such as a
     library that is not on this host, must not shut pgkeep out.
     """
-    settings = {
-        "listen_addresses": "",
+    settings = isolation_settings(major=major) | {
         "unix_socket_directories": socket_directory,
-        "max_logical_replication_workers": "0",
         "synchronous_standby_names": "",
-        # A failing command makes the server keep the segments until the real one is back.
-        "archive_command": "false",
         "session_preload_libraries": "",
         "local_preload_libraries": "",
         "default_transaction_read_only": "off",

@@ -147,7 +147,7 @@ class ServerRole(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         lsn: End of WAL: inserted on a primary, replayed on a standby; empty when it had replayed nothing.
         signal_files: Which of ``standby.signal`` and ``recovery.signal`` were there; None when the role may not look.
         settings: What makes a standby one, and what a primary asks of its standbys, as ``SHOW`` prints it; only what
-            is not empty. ``primary_conninfo`` has no password.
+            is not empty. ``primary_conninfo`` has no password, ``restore_command`` is its program alone.
         has_password: Whether a password was left out of ``primary_conninfo``.
         slots: Its slots; of the server that was backed up they stand in the state itself.
     """

@@ -28,7 +28,10 @@ _USABLE = """
 _INDEXES = f"""
     SELECT c.oid::int8, c.oid::regclass::text
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
-    WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND {_USABLE} ORDER BY 2
+    JOIN pg_class t ON t.oid = i.indrelid
+    WHERE a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready AND {_USABLE}
+      AND t.relam < 16384
+    ORDER BY 2
 """
 _TABLES = f"""
     SELECT c.oid::int8, c.oid::regclass::text

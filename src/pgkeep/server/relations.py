@@ -11,11 +11,15 @@ LISTED = 5
 """How many names a list has before it says how many more there are."""
 
 # pg_stat_file() looks at the file itself: a catalog that was restored whole knows nothing of what was not. Relations
-# without storage have no path. An unlogged one gets its main file when recovery ends; before that it has none.
+# without storage have no path. An unlogged one gets its main file when recovery ends; before that it has none. What an
+# extension's access method stores, and what is indexed of it, need not have files of these names.
 _MISSING_FILES = """
     SELECT c.oid::regclass::text, pg_relation_filepath(c.oid)
     FROM pg_class c
     WHERE c.relpersistence IN ('p', CASE WHEN pg_is_in_recovery() THEN 'p' ELSE 'u' END)
+      AND c.relam < 16384
+      AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid
+                      WHERE i.indexrelid = c.oid AND t.relam >= 16384)
       AND pg_relation_filepath(c.oid) IS NOT NULL
       AND (SELECT size FROM pg_stat_file(pg_relation_filepath(c.oid), true)) IS NULL
       AND CASE WHEN c.reltablespace = 0

@@ -37,6 +37,8 @@ _ROLE_SETTINGS = (
     "wal_level",
 )
 _SIGNALS = ("standby.signal", "recovery.signal")
+_SAID = 3
+"""How many databases a warning names."""
 _STREAMING = {False: "off", "f": "off", True: "on", "t": "on", "p": "parallel"}
 _RIGHTS_HINT = "grant the role pg_read_all_data and pg_read_all_settings, or SELECT on pg_subscription"
 
@@ -144,6 +146,9 @@ def _role(server: Server, warn: Warn) -> ServerRole:
     if is_standby and "primary_conninfo" not in found:
         warn("primary_conninfo is not recorded: the role may not read it; " + _RIGHTS_HINT)
     settings = {name: value for name, value in found.items() if value}
+    if "restore_command" in settings:
+        # A command may hold a key of somebody's store: only its program is named.
+        settings["restore_command"] = _program_of(settings["restore_command"])
     has_password = False
     if settings.get("primary_conninfo"):
         settings["primary_conninfo"], has_password = _masked(settings["primary_conninfo"], "primary_conninfo", warn)
@@ -181,7 +186,12 @@ def _followers(server: Server) -> list[Follower]:
 
 
 def _publications(server: Server, warn: Warn) -> list[Publication]:
-    found = []
+    found: list[Publication] = []
+    refused: list[str] = []
+    problem = ""
+    if queries.setting(server, "wal_level") != "logical":
+        # Nobody can subscribe to one.
+        return found
     for database in queries.databases(server):
         if not database.allows_connections:
             continue
@@ -194,12 +204,16 @@ def _publications(server: Server, warn: Warn) -> list[Publication]:
                     where=server.where,
                 )
         except ServerError as error:
-            warn(f'publications of database "{database.name}" are not recorded: {error.message}')
+            refused.append(f'"{database.name}"')
+            problem = error.message
             continue
         found += [
             Publication(name=name, database=database.name, owner=owner, all_tables=all_tables)
             for name, owner, all_tables in rows
         ]
+    if refused:
+        more = f" and {len(refused) - _SAID} more" if len(refused) > _SAID else ""
+        warn(f"publications of database {', '.join(refused[:_SAID])}{more} are not recorded: {problem}")
     return found
 
 
@@ -230,6 +244,11 @@ def _masked(conninfo: str, what: str, warn: Warn) -> tuple[str, bool]:
         # Nobody knows which part of it would be a password.
         warn(f"{what} is recorded without its connection string, which cannot be read")
         return "", True
+
+
+def _program_of(command: str) -> str:
+    """Return the first word of *command* that sets no variable."""
+    return next((word for word in command.split() if "=" not in word), "")
 
 
 def _iso(moment: dt.datetime) -> str:

@@ -131,7 +131,8 @@ def _open_one(target: ConnectionTarget) -> Server:
         address = server.sql.info.hostaddr
         if address and not target.host.startswith("/"):
             # One name may stand for several servers.
-            server.target = replace(target, hostaddr=address)
+            server.close()
+            server = Server.open(replace(target, hostaddr=address))
         _check_standby(server)
     except BaseException:
         server.close()

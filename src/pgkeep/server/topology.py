@@ -12,11 +12,13 @@ from pgkeep.pg.replication_state import Slot, Subscription
 from pgkeep.server.connection import Server, fetch
 
 SLOT_SECONDS = 60
-"""A logical slot waits for all running transactions to end, and a prepared one may never."""
+"""A logical slot waits for all running transactions to end; behind the fence there should be none."""
 
 Ask = Callable[[str], Server]
 """Connects as superuser to the database of that name; empty for whichever there is."""
 Warn = Callable[[str], None]
+
+_PREPARED = "transactions are prepared (pg_prepared_xacts); end them, then run recreate_slots.sql"
 
 # The restored configuration, databases and roles may say that sessions only read; an event trigger may forbid DDL.
 _SESSION = "SELECT set_config('default_transaction_read_only', 'off', false), set_config('session_replication_role', 'replica', false)"  # noqa: E501 - one statement
@@ -69,6 +71,12 @@ def create_slots(
         of_database = [slot for slot in slots if slot.database == database]
         try:
             with _session(ask, database) as server:
+                if database and server.value("SELECT count(*) FROM pg_catalog.pg_prepared_xacts"):
+                    # It would wait for them, and they for somebody who knows what they are.
+                    failed += len(of_database)
+                    names = ", ".join(f'"{slot.slot_name}"' for slot in of_database)
+                    warn(f'logical slots of database "{database}" are not made, {names}: {_PREPARED}')
+                    continue
                 server.rows("SELECT set_config('statement_timeout', %s, false)", [f"{SLOT_SECONDS}s"])
                 for slot in of_database:
                     try:

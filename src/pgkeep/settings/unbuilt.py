@@ -7,10 +7,6 @@ NOT_BUILT = frozenset(
         "cdp_window_seconds",
         "large_table_threshold",
         "parallel_tables",
-        "post_restore_sql",
-        "post_restore_sql_timeout",
-        "verify_amcheck_after",
-        "verify_checksum_after",
         "wal_segment_overlap",
     }
 )

@@ -20,9 +20,15 @@ def render_recipe(head: RecordHead, volumes: Sequence[VolumeEntry]) -> str:
     elif head.mode != "pitr":
         sections.append(_unpack_only(head))
     elif head.has_files and not head.references:
-        sections += [_unpack_full(), *_tablespaces(head), _to_the_end(head), _further(head)]
+        sections += [_unpack_full(), *_tablespaces(head), *_configuration(head), _to_the_end(head), _further(head)]
     elif head.has_files:
-        sections += [_unpack_differential(head), *_tablespaces(head), _to_the_end(head), _further(head)]
+        sections += [
+            _unpack_differential(head),
+            *_tablespaces(head),
+            *_configuration(head),
+            _to_the_end(head),
+            _further(head),
+        ]
     else:
         sections += [_wal_only(head), _further(head)]
     sections += _replication(head)
@@ -181,6 +187,30 @@ original it would lead into the original's files, and the server would change th
 
 The server does without a `tablespace_map` that is empty. When it runs, drop what was in the tablespace, then the
 tablespace, then take the setting out again.
+"""
+    ]
+
+
+def _configuration(head: RecordHead) -> list[str]:
+    files = head.details.get("configuration", ())
+    if not files:
+        return []
+    lines = "\n".join(f"    {path}" for path in files)
+    config_file = head.settings.get("config_file", "")
+    start = f" -o '-c config_file={config_file}'" if config_file in files else ""
+    return [
+        f"""\
+## Configuration
+
+These files were not in the data directory. They were unpacked below `{_DATA_DIRECTORY}/config`:
+
+{lines}
+
+Where they are missing, put them to their places, then take them out of the data directory. The server is started with
+`pg_ctl -D {_DATA_DIRECTORY}{start} -l logfile start` then, or by `pg_ctlcluster` on Debian.
+
+    cp -an {_DATA_DIRECTORY}/config/. /
+    rm -r {_DATA_DIRECTORY}/config
 """
     ]
 

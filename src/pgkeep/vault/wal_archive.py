@@ -34,7 +34,7 @@ from pgkeep.errors import ArchiveError, FormatError, VaultError
 from pgkeep.pg.lsn import SystemIdentifier, Timeline
 from pgkeep.pg.wal import check_segment_size, is_backup_label_name, is_history_name, is_partial_name, is_segment_name
 from pgkeep.vault.sealed import SEAL_BYTES, SEAL_START
-from pgkeep.vault.unnamed_file import UnnamedFile, write_all
+from pgkeep.vault.unnamed_file import UnnamedFile, inherit_owner, write_all
 from pgkeep.vault.wal_content import Buffer, ContentCheck, content_digest, extents, is_continued_by, sealed_content
 
 CLUSTER_FILE = "cluster.json"
@@ -102,6 +102,7 @@ class WalArchive:
                 if is_partial_name(name):
                     fcntl.flock(directory, fcntl.LOCK_EX)
                 file = stack.enter_context(UnnamedFile(directory))
+                inherit_owner(file.fd, directory)
             self._fill(file.fd, name, content, compression_level)
             with self._vault_errors(f"archive {name}"):
                 os.fsync(file.fd)
@@ -364,6 +365,7 @@ class WalArchive:
                         fd = _open_directory(level, parent)
                     stack.callback(os.close, fd)
                     if is_new:
+                        inherit_owner(fd, parent)
                         # Whoever made the directory may not have synced it yet, so each process does it once.
                         os.fsync(parent)
             self._durable_directories.add(names)

@@ -20,8 +20,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from pgkeep.pg.segment_index import SegmentIndex, close_index, index_segment, tr
 from pgkeep.pg.wal import WalSegment
 from pgkeep.pg.wal_record import TransactionEnd
 from pgkeep.vault.sealed import seal, unseal
-from pgkeep.vault.unnamed_file import UnnamedFile, write_all
+from pgkeep.vault.unnamed_file import UnnamedFile, inherit_owner, write_all
 from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
 from pgkeep.vault.wal_holdings import timelines
 
@@ -44,6 +45,7 @@ _MAX_FILE_BYTES = 64 << 20
 # Files of indexes in memory at once, and new indexes before they are written.
 _OPEN_FILES = 4
 _UNWRITTEN_LINES = 64
+_TELL_SECONDS = 10.0
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -90,10 +92,13 @@ class WalIndex:
 
     Args:
         archive: Whose segments.
+        tell: Takes a line now and then while segments are read, so that nobody takes it for a hang.
     """
 
-    def __init__(self, archive: WalArchive) -> None:
+    def __init__(self, archive: WalArchive, *, tell: Callable[[str], None] | None = None) -> None:
         self.archive = archive
+        self._tell = tell
+        self._next_line = time.monotonic() + _TELL_SECONDS
         self._directory = archive.root.parent / INDEX_DIRECTORY
         self._files: OrderedDict[str, _Lines] = OrderedDict()
         self._lock = threading.RLock()
@@ -157,6 +162,9 @@ class WalIndex:
     def _read(
         self, segment: WalSegment, name: str, *, begin: Lsn | None = None, end: Lsn | None = None
     ) -> SegmentIndex:
+        if self._tell is not None and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _TELL_SECONDS
+            self._tell(f"looking into the WAL, which is done once: at {name}")
         with _archive_errors(name):
             return index_segment(segment, self._pieces(name), begin=begin, end=end)
 
@@ -221,12 +229,18 @@ class WalIndex:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                self._inherit_owner(fd)
                 with UnnamedFile(fd) as unnamed:
+                    inherit_owner(unnamed.fd, fd)
                     write_all(unnamed.fd, seal(content))
                     unnamed.publish_over(directory + _SUFFIX)
                 self._remove_orphans()
             finally:
                 os.close(fd)
+
+    def _inherit_owner(self, fd: int) -> None:
+        with self.archive.opened_root() as root:
+            inherit_owner(fd, root)
 
     def _remove_orphans(self) -> None:
         """Remove the indexes of segments that have all expired."""

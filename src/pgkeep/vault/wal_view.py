@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pgkeep.errors import FormatError
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
 from pgkeep.pg.wal_record import MAX_RESTORE_POINT_BYTES
-from pgkeep.vault.wal_archive import WalArchive
-from pgkeep.vault.wal_holdings import held_through, ranges, timelines
+from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
+from pgkeep.vault.wal_holdings import held_through, partial_segments, ranges, timelines
 from pgkeep.vault.wal_index import WalIndex
 from pgkeep.vault.wal_times import WalTimes
 
 
 class WalView:
-    """What the archive says about timelines, ends, names and content. Leave it, so that what was read is kept."""
+    """
+    What the archive says about timelines, ends, names and content. Leave it, so that what was read is kept.
 
-    def __init__(self, archive: WalArchive) -> None:
+    Args:
+        archive: Of the cluster.
+        tell: As for ``WalIndex``.
+    """
+
+    def __init__(self, archive: WalArchive, *, tell: Callable[[str], None] | None = None) -> None:
         self._archive = archive
-        self._index = WalIndex(archive)
+        self._index = WalIndex(archive, tell=tell)
 
     def __enter__(self) -> WalView:
         return self
@@ -34,8 +40,15 @@ class WalView:
         return WalTimes(self._index, history, start=start, end=end)
 
     def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
-        """Return the end of the WAL held without a hole from *lsn* on; *lsn* when its segment is not there."""
-        return held_through(self._archive, timeline, lsn)
+        """
+        Return the end of the WAL held without a hole from *lsn* on; *lsn* when its segment is not there.
+
+        A partial segment behind the whole ones counts up to its last whole record.
+        """
+        end = held_through(self._archive, timeline, lsn)
+        segment = WalSegment.containing(end, timeline=timeline, size=self._archive.segment_size)
+        found = self._index.segment(segment, is_partial=True)
+        return max(end, min(found.end, segment.end_lsn)) if found is not None and found.last is not None else end
 
     def histories(self) -> list[TimelineHistory]:
         """Return the history of every timeline that anything is held of."""
@@ -59,15 +72,21 @@ class WalView:
         return dt.datetime.fromtimestamp(identity.mtime_ns / 1e9, dt.UTC) if identity is not None else None
 
     def end_of(self, timeline: Timeline) -> Lsn | None:
-        """Return the end of the newest segment of *timeline*, holes or not; None when there is none."""
-        return max((held.end_lsn for held in ranges(self._archive, timeline)), default=None)
+        """Return the end of the newest WAL of *timeline*, holes or not; None when there is none."""
+        ends = [held.end_lsn for held in ranges(self._archive, timeline)]
+        for segment in partial_segments(self._archive, timeline):
+            found = self._index.segment(segment, is_partial=True)
+            if found is not None and found.last is not None:
+                ends.append(min(found.end, segment.end_lsn))
+        return max(ends, default=None)
 
     def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
-        """Return when the segment of *timeline* that ends at *end* was archived; None when it is not there."""
+        """Return when the segment of *timeline* whose WAL ends at *end* was archived; None when it is not there."""
         if not end:
             return None
         segment = WalSegment.ending_at(end, timeline=timeline, size=self._archive.segment_size)
-        identity = self._archive.identify(segment.name) if segment.end_lsn == end else None
+        name = segment.name if segment.end_lsn == end else segment.name + PARTIAL_SUFFIX
+        identity = self._archive.identify(name)
         return dt.datetime.fromtimestamp(identity.mtime_ns / 1e9, dt.UTC) if identity is not None else None
 
     def restore_point(self, name: str, history: TimelineHistory) -> Lsn | None:

@@ -245,7 +245,7 @@ PARAMETERS = (
         group=Group.REPLICATION,
         default=False,
         places=_ANY,
-        verbs=("backup",),
+        verbs=("backup", "check"),
         example="yes",
         help="Record replication slots, subscriptions, publications and standby settings with the backup. Recommended "
         "where there are any. Passwords in connection strings are left out. With `standby_host`, those servers are "

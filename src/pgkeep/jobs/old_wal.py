@@ -1,0 +1,120 @@
+"""
+The old ``pg_wal`` as a source of WAL: usually it alone has what was written since the last segment was archived.
+
+That is where the accident is. Before a restore in place is planned, the segments that the archive lacks are archived as
+the server's own archiver would have done: whole ones under their names, the one that the server was writing as a
+partial segment, up to its last whole record. Each is read record by record first; a recycled file, or one of a timeline
+that the restore does not follow, is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pgkeep.datadir.postmaster import read_control_file
+from pgkeep.errors import ArchiveError, FormatError, PgkeepError
+from pgkeep.jobs.recovery_history import WalHoldings, choose_history
+from pgkeep.pg.data_directory import WAL_DIRECTORY
+from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.recovery import RecoveryTarget
+from pgkeep.pg.segment_index import Ending, index_segment
+from pgkeep.pg.wal import WalSegment, is_segment_name
+from pgkeep.streams.record import RecordHead
+from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
+
+_PIECE_BYTES = 1 << 20
+_WHOLE = frozenset({Ending.FULL, Ending.OPEN, Ending.SWITCHED})
+
+
+def archive_old_wal(
+    data_directory: Path,
+    archive: WalArchive,
+    heads: Sequence[RecordHead],
+    target: RecoveryTarget,
+    wal: WalHoldings,
+    *,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    is_dry: bool = False,
+) -> None:
+    """
+    Archive what ``pg_wal`` of the cluster in *data_directory* has, and *archive* lacks, of the timeline of a restore.
+
+    Args:
+        data_directory: May be absent, or hold something else.
+        archive: Of the cluster.
+        heads: Its physical backups, oldest first.
+        target: Of the restore.
+        wal: What is archived.
+        say: Takes one line for the log.
+        warn: Takes one warning: a vault that cannot be written is no reason to refuse the restore.
+        is_dry: Only say what there is.
+    """
+    usable = [head for head in heads if head.has_files and head.stop_lsn]
+    if not usable or not _is_cluster_of(archive, data_directory):
+        return
+    timeline = choose_history(usable, target, wal).timeline
+    first = last = ""
+    end = Lsn(0)
+    for path in _unarchived(data_directory / WAL_DIRECTORY, archive, timeline.hex):
+        segment = WalSegment.parse(path.name, size=archive.segment_size)
+        try:
+            found = index_segment(segment, _pieces(path), checks_all=True)
+        except (FormatError, OSError):
+            # The server keeps files of its past for its future: they begin with other WAL.
+            break
+        is_whole = found.ending in _WHOLE
+        if not is_whole and (found.last is None or found.end <= segment.start_lsn):
+            break
+        name = path.name if is_whole else path.name + PARTIAL_SUFFIX
+        if not is_dry:
+            try:
+                archive.put(name, _pieces(path) if is_whole else _part(path, found.end - segment.start_lsn))
+            except (ArchiveError, PgkeepError, OSError) as error:
+                warn(f"{path} holds WAL that the vault lacks and cannot take: {error}; the restore does without it")
+                break
+        # Behind the segment that the server was writing nothing can be read. Where something can, there is damage in
+        # between: with what follows the archive shows a hole, and nobody takes the damage for the end of the WAL.
+        first, last, end = first or name, name, segment.end_lsn if is_whole else found.end
+    if first:
+        what = "would be archived" if is_dry else "archived"
+        say(f"{what} from {data_directory / WAL_DIRECTORY}: {first} to {last}, which ends at {end}")
+
+
+def _is_cluster_of(archive: WalArchive, data_directory: Path) -> bool:
+    try:
+        return read_control_file(data_directory).system_identifier == archive.system_identifier
+    except PgkeepError:
+        return False
+
+
+def _unarchived(directory: Path, archive: WalArchive, timeline: str) -> Iterator[Path]:
+    """Yield the segments of *timeline* behind the newest one that is archived, without a hole, oldest first."""
+    try:
+        names = sorted(name for name in os.listdir(directory) if is_segment_name(name) and name[:8] == timeline)
+    except OSError:
+        return
+    absent: list[str] = []
+    for name in reversed(names):
+        if archive.has(name):
+            break
+        absent.append(name)
+    for name in reversed(absent):
+        yield directory / name
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+
+
+def _part(path: Path, size: int) -> Iterator[bytes]:
+    """Yield the segment at *path* with zeros behind its first *size* bytes, as a new one has them."""
+    left = size
+    for piece in _pieces(path):
+        kept = piece[: max(0, left)]
+        left -= len(kept)
+        yield kept + bytes(len(piece) - len(kept))

@@ -1,0 +1,110 @@
+"""``pgkeep finish`` and ``pgkeep rollback``: what they do, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.lab.ledger import Ledger
+from tests.lab.server_user import server_user
+from tests.restore.conftest import MakeKeeper
+from tests.restore.keeper import Keeper, Restored
+from tests.restore.unfinished import InPlace, call
+
+
+def directory_of(restored: Restored) -> Path:
+    """Return the directory in which the restore keeps its state."""
+    return restored.data_directory.with_name(f"{restored.data_directory.name}.pgkeep-restore")
+
+
+def audit_text(restored: Restored) -> str:
+    """Return what the audit file of the only restore says."""
+    [path] = directory_of(restored).glob("restore-*.log")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    return path.read_text()
+
+
+@pytest.mark.parametrize("action", ["promote", "pause", "shutdown"])
+def test_a_prepared_restore_is_finished(keeper: Keeper, action: str) -> None:
+    """What was left at its target, or never started, is opened by finish: the rows are there, no setting is left."""
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    mark = ledger.mark("target")
+    ledger.transfer(20)
+    keeper.backup("incremental", "local")
+    restored = keeper.restore(
+        f"--target-lsn={mark.lsn}", f"--recovery-target-action={action}", start=action != "promote"
+    )
+    assert f"to open it: pgkeep finish --pgdata-dir={restored.data_directory}" in restored.outcome.lines or (
+        action == "promote"
+    )
+    outcome = call("finish", restored.data_directory, "--json")
+    restored.guard()
+    assert outcome.status == 0, "\n".join(outcome.lines)
+    assert json.loads(outcome.stdout)["promoted"] is True
+    assert outcome.lines[-1] == "RESTORE PHASE 6/6 verify-and-cleanup: every database answers (2)"
+    restored.assert_is_at(mark)
+    assert restored.value("SELECT current_setting('restore_command') || current_setting('recovery_target_lsn')") == ""
+    text = audit_text(restored)
+    assert "RESTORE PHASE 1/6 pre-check: OK\n" in text
+    assert text.endswith("RESTORE PHASE 6/6 verify-and-cleanup: every database answers (2)\n")
+    status, refusal = refused("finish", restored.data_directory)
+    assert status == 8
+    assert refusal[0].endswith(f"into {restored.data_directory} is finished already")
+
+
+def refused(verb: str, data_directory: Path, *more: str) -> tuple[int, list[str]]:
+    """Call what must be refused; return the exit status, and the error with its hint."""
+    outcome = call(verb, data_directory, *more)
+    assert outcome.status != 0, "\n".join(outcome.lines)
+    return outcome.status, outcome.refusal
+
+
+def test_what_ran_since_is_not_lost_unasked(make_keeper: MakeKeeper) -> None:
+    """A rollback refuses to remove a cluster that somebody started, by hand or by finish, unless that is said."""
+    before = InPlace(make_keeper)
+    before.restore("--no-start")
+    server_user().own(before.keeper.directory / "data.log")
+    before.restored.start()
+    before.restored.wait_until_promoted()
+    before.restored.stop()
+    error = f"error: the restored cluster in {before.data} has run on its own: what was written since would be lost"
+    expected = (8, [error, "hint: pgkeep rollback --discard gives that up"])
+    assert refused("rollback", before.data) == expected
+    # Whoever started it by hand can let pgkeep check it, and lift the fence that phase 3 left.
+    assert before.call("finish").status == 0
+    before.assert_is_before_the_accident()
+    before.restored.stop()
+    assert refused("rollback", before.data) == expected
+    assert before.call("rollback", "--discard").status == 0
+    before.assert_runs_as_before()
+
+
+def test_another_restore_in_the_place_of_an_unfinished_one(make_keeper: MakeKeeper) -> None:
+    """One with other arguments is refused and says what differs; the same one with --start does what was left."""
+    before = InPlace(make_keeper)
+    before.restore("--no-start")
+    outcome = before.keeper.run("restore", *before.arguments, "--overwrite-existing", "--no-target-inclusive")
+    assert outcome.status == 8
+    assert "(recovery-config), and it was another one: inclusive True, now False" in outcome.refusal[0]
+    assert outcome.refusal[1].endswith(f"or give it up first: pgkeep rollback --pgdata-dir={before.data}")
+    assert len(before.moved_away()) == 2
+    outcome = before.restore("--start")
+    assert not any("lay-down" in line for line in outcome.lines[1:])
+    before.assert_is_before_the_accident()
+    assert len(before.moved_away()) == 2
+
+
+def test_places_without_a_restore(keeper: Keeper) -> None:
+    """Neither command does anything where no restore is known, or where its files are not all there."""
+    data = keeper.cluster.data_directory
+    for verb in ("finish", "rollback"):
+        status, refusal = refused(verb, data)
+        assert (status, refusal[0]) == (
+            8,
+            f"error: no restore into {data} is known: there is no {data}.pgkeep-restore/state.json",
+        )
+    keeper.cluster.sql("SELECT 1")
