@@ -127,8 +127,7 @@ def check_labels(keeper: Keeper, heads: list[RecordHead]) -> None:
             ]
 
 
-@BLOCKS
-def test_full_alone_becomes_the_cluster_again(major: int, keeper: Keeper) -> None:
+def test_full_alone_becomes_the_cluster_again(keeper: Keeper) -> None:
     """By its RESTORE.md a Full gives every row; it verifies, and nothing was put into a temporary file."""
     ledger = Ledger(keeper.cluster)
     mark = ledger.mark("end")

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from tests.lab.cluster import wait_for
 from tests.restore.keeper import Keeper
-
-pytestmark = pytest.mark.pg(">= 17")
 
 
 def summaries(keeper: Keeper, *arguments: str) -> dict[str, Any]:
@@ -20,7 +16,7 @@ def summaries(keeper: Keeper, *arguments: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_check_looks_at_the_summaries(major: int, keeper: Keeper) -> None:
+def test_check_looks_at_the_summaries(keeper: Keeper) -> None:
     """It says how long summaries are kept, warns when that is too short, and fails when there are none."""
     wait_for(
         lambda: keeper.cluster.value("SELECT summarized_tli > 0 FROM pg_get_wal_summarizer_state()"), "it has begun"

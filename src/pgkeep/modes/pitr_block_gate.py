@@ -92,8 +92,8 @@ class Gate:
     def _other_timeline(self, head: RecordHead) -> Obstacle | None:
         # A standby summarizes WAL that it has not replayed yet. Where it is promoted before it has, summaries of the
         # old timeline tell of changes that never were, and an incremental backup that believes them lacks blocks: the
-        # files restored from it hold old rows. PostgreSQL's fix of October 2026 covers summaries that begin at the
-        # switch, not those that reach across it, and no minor release is known to be free of both.
+        # files restored from it hold old rows. PostgreSQL's commit ec756e59 (17, 5787f878 in 18) leaves summaries out
+        # that begin at the switch, not those that reach across it: no minor release is known to be free of both.
         if head.timeline == self._facts.identity.timeline:
             return None
         return Obstacle(

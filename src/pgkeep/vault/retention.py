@@ -140,7 +140,7 @@ def plan_retention(
 
 
 def _possible_chain(ordered: Sequence[RecordHead], backup_id: str) -> Iterator[str]:
-    """Yield what the unreadable *backup_id* may build on: in each mode, what there is since the last Full before it."""
+    """Yield what *backup_id* may build on: in each mode, what there is since the last Full before it."""
     for mode in sorted({head.mode for head in ordered}):
         earlier = [head for head in ordered if head.mode == mode and head.backup_id < backup_id]
         fulls = [head.backup_id for head in earlier if head.level is Level.FULL]
