@@ -28,6 +28,7 @@ def request(where: str, **of_head: Any) -> RestoreRequest:
     return RestoreRequest(
         recovery=plan([head("full", stop=2, data_directory="/srv/data", **of_head)], Holdings({1: 3})),
         tail=unused,
+        expected_bytes=0,
         data_directory=Path(where),
         archive=unused,
         vault_path=unused,

@@ -19,9 +19,15 @@ MIB = 1 << 20
 
 
 def made(
-    day: float, level: Level, earlier: list[RecordHead], *, damaged: bool = False, wal_only: bool = True
+    day: float,
+    level: Level,
+    earlier: list[RecordHead],
+    *,
+    damaged: bool = False,
+    wal_only: bool = True,
+    mode: str = "pitr",
 ) -> RecordHead:
-    """Return the head of a backup made on *day*, building on the *earlier* ones as pitr does."""
+    """Return the head of a backup made on *day*, building on the *earlier* ones as pitr or pitr_block does."""
     begin = START + day * DAY
     backup_id = new_backup_id(begin, level)
     fulls = [head for head in earlier if head.level is Level.FULL]
@@ -31,7 +37,10 @@ def made(
     base = ""
     files_from = backup_id
     references: list[str] = []
-    if level is Level.DIFFERENTIAL:
+    if mode == "pitr_block" and level is not Level.FULL:
+        # Each is restored from itself and all those that lead to its Full, and refers to no content of theirs.
+        base = (fulls if level is Level.DIFFERENTIAL else earlier)[-1].backup_id
+    elif level is Level.DIFFERENTIAL:
         base = fulls[-1].backup_id
         references = [base]
     elif level is Level.INCREMENTAL:
@@ -44,7 +53,7 @@ def made(
     return RecordHead(
         backup_id=backup_id,
         cluster="main",
-        mode="pitr",
+        mode=mode,
         level=level,
         base=base,
         files_from=files_from,
@@ -61,12 +70,13 @@ def made(
 def histories(draw: st.DrawFn) -> list[RecordHead]:
     """Draw a history of backups, oldest first."""
     heads: list[RecordHead] = []
+    mode = draw(st.sampled_from(["pitr", "pitr_block"]))
     day = 0.0
     for _ in range(draw(st.integers(0, 14))):
         day += draw(st.sampled_from([0.25, 1.0, 3.0]))
         level = draw(st.sampled_from([Level.FULL, Level.DIFFERENTIAL, Level.INCREMENTAL, Level.INCREMENTAL]))
         damaged = draw(st.integers(0, 5)) == 0
-        heads.append(made(day, level, heads, damaged=damaged, wal_only=draw(st.booleans())))
+        heads.append(made(day, level, heads, damaged=damaged, wal_only=draw(st.booleans()), mode=mode))
     return heads
 
 
@@ -176,6 +186,34 @@ def test_a_window_begins_at_a_backup_before_it() -> None:
     assert plan.wal[0].start == Lsn(15 * 100 * MIB)
 
 
+def a_month_of_blocks() -> list[RecordHead]:
+    """Return the same four weeks in mode pitr_block."""
+    heads: list[RecordHead] = []
+    for day in range(28):
+        level = Level.FULL if day % 7 == 0 else Level.DIFFERENTIAL if day % 7 == 3 else Level.INCREMENTAL
+        heads.append(made(day, level, heads, mode="pitr_block"))
+    return heads
+
+
+def test_a_chain_of_blocks_stays_whole() -> None:
+    """A window from day 19 keeps its Incrementals, the Differential under them and the Full, and not what is beside."""
+    plan = plan_retention(a_month_of_blocks(), RetentionPolicy(window=9 * DAY), now=START + 28.5 * DAY)
+    assert days_kept(plan) == [14, 17, 18, *range(19, 28)]
+    reasons = {verdict.backup_id[6:8]: verdict.reason for verdict in plan.verdicts}
+    assert reasons["18"] == "needed by 20260119T000000Z-I"
+    assert reasons["15"] == "needed by 20260118T000000Z-D"
+    assert reasons["16"] == "older than the window of 9d"
+    # Expired from the end: what a killed expire leaves is never a chain without its beginning.
+    assert plan.deleted == sorted(plan.deleted, reverse=True)
+
+
+def test_a_pinned_incremental_keeps_its_chain() -> None:
+    """Pinning the last member of a chain pins what it is made of."""
+    heads = a_month_of_blocks()
+    plan = plan_retention(heads, RetentionPolicy(count=1), now=NOW, pinned=frozenset({heads[5].backup_id}))
+    assert days_kept(plan) == [0, 3, 4, 5, *range(21, 28)]
+
+
 def test_damaged_backups_do_not_count() -> None:
     """When the newest two Fulls are damaged, one Full to keep is the clean one before them."""
     heads: list[RecordHead] = []
@@ -260,6 +298,17 @@ def test_an_unreadable_record_keeps_what_it_may_need() -> None:
     assert days_kept(plan) == [0, 1, 2, 3, *range(21, 28)]
     assert plan.verdicts[0].reason == f"may be needed by {lost}, whose record cannot be read"
     assert plan.wal is None
+
+
+def test_an_unreadable_record_keeps_its_chain_beside_other_modes() -> None:
+    """A Full of another mode between is no beginning of the chain that the damaged record ended."""
+    heads = a_month_of_blocks()
+    dump_id = "20260102T120000Z-F"
+    dump = RecordHead(backup_id=dump_id, cluster="main", mode="dump", level=Level.FULL, files_from=dump_id)
+    lost = heads[2].backup_id
+    readable = [head for head in [*heads, dump] if head.backup_id != lost]
+    plan = plan_retention(readable, RetentionPolicy(count=1), now=NOW, unreadable=frozenset({lost}))
+    assert {head.backup_id for head in heads[:3]} <= set(plan.kept)
 
 
 def test_each_mode_is_counted_apart() -> None:

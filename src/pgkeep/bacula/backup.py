@@ -15,6 +15,7 @@ from pgkeep.bacula.catalog import Catalog
 from pgkeep.bacula.channel import Channel
 from pgkeep.bacula.file_list import FileList
 from pgkeep.bacula.history import JobBase, JobHistory
+from pgkeep.bacula.kept_manifest import KeptManifest
 from pgkeep.bacula.objects import (
     OPTIONS_OBJECT,
     RESTORE_OBJECT,
@@ -35,6 +36,7 @@ from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import advance_slot, find_slot
 from pgkeep.settings import Resolved
+from pgkeep.streams.item import Buffer
 from pgkeep.streams.record import Level, RecordHead, RecordTail
 
 LEVELS = {"F": Level.FULL, "D": Level.DIFFERENTIAL, "I": Level.INCREMENTAL, "": Level.FULL}
@@ -96,10 +98,11 @@ def run(session: Session) -> None:
                 record.append(held.enter_context(contextlib.closing(this.state.begin(job.name, head, files, tail))))
 
             files = held.enter_context(contextlib.closing(FileList(str(this.state.directory))))
+            manifest = held.enter_context(contextlib.closing(KeptManifest(this.state.directory, job.name)))
             with open_source(this.settings, say=channel.say, warn=channel.warn) as server:
                 _release_slot(this, server)
                 source = f"{server.sql.info.host}:{server.sql.info.port}"
-                open_sink = SinkOpener(this, files, recorded)
+                open_sink = SinkOpener(this, files, manifest.write, recorded)
                 head, tail = backup(
                     this.request,
                     mode=this.mode,
@@ -116,6 +119,8 @@ def run(session: Session) -> None:
             _say_end(channel, head, tail)
             channel.end()
             expect_end_of_job(channel)
+            # First: a record without the manifest could not be built on.
+            manifest.publish()
             record[0].publish()
             this.state.prune(job.name)
             channel.end()
@@ -220,9 +225,16 @@ def _values(settings: Resolved, job_id: int) -> Callable[[str], Any]:
 class SinkOpener:
     """Opens the sink once the plan is known; remembers what only the sink learns."""
 
-    def __init__(self, job: BackupJob, files: FileList, recorded: Callable[[RecordHead, RecordTail], None]) -> None:
+    def __init__(
+        self,
+        job: BackupJob,
+        files: FileList,
+        keep_manifest: Callable[[Buffer], None],
+        recorded: Callable[[RecordHead, RecordTail], None],
+    ) -> None:
         self._job = job
         self._files = files
+        self._keep_manifest = keep_manifest
         self._recorded = recorded
         self.sizes: dict[str, int] = {}
 
@@ -243,6 +255,7 @@ class SinkOpener:
             marks=marks,
             held=base,
             goes_on=not this.is_physical and not this.settings.flag("abort_on_error"),
+            keep_manifest=self._keep_manifest,
             recorded=self._recorded,
             details={
                 "job": job.name,
@@ -270,7 +283,7 @@ def _keep(marks: Marks, job: BackupJob, plan: Plan) -> None:
 
 def _say_base(job: BackupJob, plan: Plan, base: JobBase) -> None:
     decides = "the catalog and pgkeep's record decide" if job.session.job.is_accurate else "pgkeep's record decides"
-    what = "" if getattr(plan, "transport", "") == "wal" else f"; {decides} which files are unchanged"
+    what = f"; {decides} which files are unchanged" if plan.compares_files else ""
     job.request.say(f"base: job {base.record.job}, backup {base.head.backup_id}{what}")
 
 

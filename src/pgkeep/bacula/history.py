@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from pgkeep.bacula.kept_manifest import read_manifest
 from pgkeep.bacula.state import ClusterState, JobRecord
 from pgkeep.errors import FormatError
 from pgkeep.modes.contract import Say
+from pgkeep.pg.data_directory import BACKUP_MANIFEST
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
+from pgkeep.streams.item import Buffer
 from pgkeep.streams.record import FileEntry, Level, RecordHead, new_backup_id
 from pgkeep.vault.file_index import FileIndex
 
@@ -48,6 +51,12 @@ class JobBase:
         if self._index is None:
             self._index = self.record.file_index()
         return self._index.get(path)
+
+    def manifest(self) -> Iterator[Buffer]:
+        """Yield the ``backup_manifest`` that PostgreSQL made with it; raise BackupUnusable when it is not kept."""
+        record = self.record
+        path = f"/{self.head.details.get('root', '')}/{self.head.backup_id}/{BACKUP_MANIFEST}"
+        yield from read_manifest(record.path.parent, record.job, path=path)
 
     def close(self) -> None:
         """Drop the index."""
@@ -114,6 +123,10 @@ class JobHistory:
         if record is None or record.head.mode != mode or record.head.level not in levels:
             return None
         return self._base(record, with_files=with_files)
+
+    def has(self, backup_id: str) -> bool:
+        """Tell whether the record of the backup *backup_id* is still remembered."""
+        return any(one.head.backup_id == backup_id for one in self._state.records())
 
     def wal_held(self) -> WalPosition | None:
         """

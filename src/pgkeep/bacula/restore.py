@@ -35,9 +35,10 @@ from pgkeep.errors import (
     UsageError,
     WireError,
 )
+from pgkeep.jobs.selection import PartialSelection, Selection
 from pgkeep.jobs.stream_restore import ArrivingItem, restore_stream
 from pgkeep.jobs.stream_restore_files import restore_files
-from pgkeep.jobs.stream_restore_plan import PartialSelection, Selection, prepare_stream
+from pgkeep.jobs.stream_restore_plan import prepare_stream
 from pgkeep.settings import Rank, Resolved
 from pgkeep.streams.record import RecordHead, RecordTail
 from pgkeep.wire.packet import PacketKind

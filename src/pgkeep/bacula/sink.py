@@ -25,6 +25,7 @@ from pgkeep.errors import BackupUnusable, FormatError, ToolError
 from pgkeep.streams.item import (
     CHUNK_BYTES,
     UNKNOWN_SIZE,
+    Buffer,
     DetachedItem,
     Item,
     ItemHeader,
@@ -114,6 +115,7 @@ class BaculaSink:
         marks: Takes what is not sent.
         held: Says of each unchanged file what the base's record says.
         goes_on: Whether an item whose program fails ends only that item, and the backup at its end.
+        keep_manifest: Takes the content of PostgreSQL's manifest, which a later job builds on.
         recorded: Called with the complete head and tail, once the record has been sent.
         details: What is known of the job, for the record.
     """
@@ -128,6 +130,7 @@ class BaculaSink:
         marks: Marks,
         held: HeldEntries | None,
         goes_on: bool,
+        keep_manifest: Callable[[Buffer], None],
         recorded: Callable[[RecordHead, RecordTail], None],
         details: dict[str, str | int],
     ) -> None:
@@ -138,6 +141,7 @@ class BaculaSink:
         marks.between_files = self.end_open_file
         self._held = held
         self._goes_on = goes_on
+        self._keep_manifest = keep_manifest
         self._recorded = recorded
         self._details = details
         self._ahead = ReadAhead(workers, slots=channel.ring, wait=channel.await_release)
@@ -261,6 +265,8 @@ class BaculaSink:
                     raise FormatError(f"{header.path} was announced with {header.size} bytes, but more came")
                 self._channel.send_data(chunk)
                 digest.update(chunk)
+                if header.role is ItemRole.MANIFEST:
+                    self._keep_manifest(chunk)
         except ToolError as error:
             if not self._goes_on:
                 raise

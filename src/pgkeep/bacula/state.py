@@ -5,6 +5,7 @@ What pgkeep remembers of Bacula's jobs: a copy of each one's record, by the job'
 
     <state_dir>/bacula/default/<mode>/                  or cluster_<id>/<mode>/
         <unique name of the job>.json.zst               the record, sealed
+        <unique name of the job>.backup_manifest.zst    mode pitr_block: PostgreSQL's manifest, see kept_manifest.py
         <unique name of the job>.confirmed              empty: the job is known to have succeeded
         .<time>.id                                      empty: a job of that second is or was under way
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from pgkeep.bacula.file_list import FileList
+from pgkeep.bacula.kept_manifest import remove_manifest
 from pgkeep.errors import FormatError, SettingsError, UsageError
 from pgkeep.streams.record import Level, RecordHead, RecordTail
 from pgkeep.streams.record_io import RecordReader, parse_head, render_head, render_tail
@@ -147,6 +149,7 @@ class ClusterState:
             with contextlib.suppress(OSError):
                 one.path.unlink()
                 (self.directory / f"{one.job}{CONFIRMED_SUFFIX}").unlink(missing_ok=True)
+                remove_manifest(self.directory, one.job)
         return len(removed)
 
     def _forget_reservations(self) -> None:

@@ -58,7 +58,7 @@ def run(call: Call, *, plan_only: bool, as_json: bool) -> None:
                 locks=locks,
                 workers=call.workers,
                 compression_level=settings.number("zstd_level"),
-                same_as=plan.base.head.files_from if plan.base is not None else "",
+                same_as=plan.base.head.files_from if plan.base is not None and plan.compares_files else "",
             )
             return ProgressSink(sink)
 

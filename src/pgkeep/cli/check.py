@@ -17,13 +17,16 @@ def run(call: Call, *, as_json: bool) -> None:
     """Print a line per test as it ends; raise CheckFailed when one failed."""
     settings = call.settings
     config = read_config(settings.text("config") if settings.is_given("config") else os.environ.get("PGKEEP_CONFIG"))
+    # Without a mode everything is tested, the way of the WAL too.
+    mode = settings.get("mode") if settings.is_given("mode") else "pitr"
     request = CheckRequest(
         cluster=call.cluster_name,
         vault_path=call.vault_path,
         open_server=lambda: open_source(settings, say=say, warn=warn),
-        # Without a mode everything is tested, the way of the WAL too.
-        mode=settings.get("mode") if settings.is_given("mode") else "pitr",
-        transport=settings.get("transport"),
+        mode=mode,
+        # Mode pitr_block knows no other.
+        transport="stream" if mode == "pitr_block" else settings.get("transport"),
+        summary_days=settings.number("pitr_block_summary_days"),
         wal=WalOptions(
             archive_dir=settings.get("archive_dir") or "auto",
             slot_name=settings.get("slot_name") or "",

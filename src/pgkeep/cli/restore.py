@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
 from pgkeep.jobs.restore_settings import audit_file
 from pgkeep.modes import MODES
+from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
@@ -38,7 +40,8 @@ def run(call: Call, *, as_json: bool) -> None:
 
             restore_dumps(call, cluster, heads, as_json=as_json)
         else:
-            restore_cluster(call, cluster, heads, as_json=as_json)
+            physical = [head for head in heads if head.mode in ((mode,) if mode != "auto" else PHYSICAL_MODES)]
+            restore_cluster(call, cluster, physical, as_json=as_json)
 
 
 def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], *, as_json: bool) -> None:
@@ -55,6 +58,7 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
 def _restore_cluster(
     call: Call, cluster: ClusterVault, heads: list[RecordHead], audit: AuditFile, now: dt.datetime, *, as_json: bool
 ) -> None:
+    from pgkeep.jobs.block_chain import chain_of, expected_bytes
     from pgkeep.jobs.old_wal import archive_old_wal
     from pgkeep.jobs.recovery_plan import plan_recovery
     from pgkeep.jobs.restore import restore
@@ -64,13 +68,12 @@ def _restore_cluster(
     from pgkeep.jobs.standby_plan import plan_standby_recovery, standby_plan
     from pgkeep.jobs.unfinished import asked_for, unfinished_restore
     from pgkeep.server.tools import toolbox_for_server
-    from pgkeep.vault.survey import survey
+    from pgkeep.vault.stored_chain import StoredChain
     from pgkeep.vault.wal_view import WalView
 
     settings = call.settings
     target = recovery_target(settings, now)
-    physical = [head for head in heads if head.mode == "pitr"]
-    standby = standby_plan(settings, physical)
+    standby = standby_plan(settings, heads)
     asked = asked_for(
         target,
         tablespaces=settings.mapping("tablespace_map"),
@@ -79,20 +82,20 @@ def _restore_cluster(
         backup_id=settings.text("backup_id") or "",
         standby_of=standby.where if standby is not None else "",
     )
-    place = settings.text("pgdata_dir") or (physical[-1].data_directory if physical else "")
+    place = settings.text("pgdata_dir") or (heads[-1].data_directory if heads else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
     with WalView(cluster.archive, tell=audit.say) as view:
         if settings.flag("overwrite_existing") and unfinished is None and standby is None:
             is_dry = settings.flag("dry_run_restore")
             archive_old_wal(
-                Path(place), cluster.archive, physical, target, view, say=audit.say, warn=audit.warn, is_dry=is_dry
+                Path(place), cluster.archive, heads, target, view, say=audit.say, warn=audit.warn, is_dry=is_dry
             )
         backup_id = unfinished.backup_id if unfinished is not None else settings.text("backup_id") or ""
         if standby is not None and standby.primary is not None:
-            recovery = plan_standby_recovery(standby, physical, view, backup_id=backup_id)
+            recovery = plan_standby_recovery(standby, heads, view, backup_id=backup_id)
         else:
             recovery = plan_recovery(
-                physical,
+                heads,
                 target,
                 view,
                 now=now,
@@ -101,11 +104,14 @@ def _restore_cluster(
                 times_of=view.times,
             )
     base = recovery.base
-    with cluster.open_backup(base.backup_id) as backup:
+    chain = chain_of(base, heads)
+    with StoredChain(cluster, [head.backup_id for head in chain] or [base.backup_id]) as stored:
         data_directory = Path(settings.text("pgdata_dir") or base.data_directory)
         request = RestoreRequest(
             recovery=recovery,
-            tail=backup.tail,
+            tail=stored.newest.tail,
+            chain=tuple(head.backup_id for head in chain),
+            expected_bytes=expected_bytes(chain or [base], stored.members[0].tail.bytes),
             data_directory=data_directory,
             tablespaces=tablespace_places(settings.mapping("tablespace_map"), base),
             overwrite_existing=settings.flag("overwrite_existing"),
@@ -117,7 +123,7 @@ def _restore_cluster(
             toolbox=toolbox_for_server(base.server_version // 10000, bin_dir=call.bin_dir),
             timeout_seconds=settings.number("restore_timeout"),
             workers=call.workers,
-            tablespace_bytes=survey(backup).tablespace_bytes,
+            tablespace_bytes=stored.tablespace_bytes,
             user=settings.text("unix_user") or "",
             port=settings.optional_number("port") or 0,
             asked=asked,
@@ -135,8 +141,9 @@ def _restore_cluster(
             return
         for line in prepared.lines():
             audit.say(line)
-        with Meter("laying down", total_bytes=backup.tail.bytes) as meter:
-            result = restore(prepared, _Metered(backup.items, meter))
+        done = len(prepared.applied)
+        with Meter("laying down", total_bytes=sum(member.tail.bytes for member in stored.members[done:])) as meter:
+            result = restore(prepared, _Metered(functools.partial(stored.items, done=done), meter))
     if as_json:
         end = result.end
         print_json(
@@ -182,6 +189,7 @@ def _readable(call: Call, cluster: ClusterVault) -> list[RecordHead]:
 
 
 def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
+    """Return ``dump``, the physical mode that is asked for, or ``auto`` for any of those."""
     wanted = call.settings.get("restore_mode")
     if wanted != "auto":
         if wanted not in MODES:
@@ -194,7 +202,7 @@ def _restore_mode(call: Call, heads: list[RecordHead]) -> str:
             return head.mode
     if any(call.settings.is_given(name) for name in DUMP_SETTINGS):
         return "dump"
-    return "pitr" if any(head.mode == "pitr" for head in heads) or not heads else "dump"
+    return "auto" if any(head.mode in PHYSICAL_MODES for head in heads) or not heads else "dump"
 
 
 def _print_plan(lines: list[str], *, as_json: bool) -> None:

@@ -8,7 +8,9 @@ of it.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +22,7 @@ CACHED_DIRECTORIES = 128
 """How many descriptors of directories are kept open."""
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_EXISTING_FILE_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
@@ -60,6 +63,17 @@ class Beneath:
                 descriptor = os.open(name, _FILE_FLAGS, 0o600, dir_fd=parent)
         if self._owner is not None:
             os.fchown(descriptor, self._owner.uid, self._owner.gid)
+        return descriptor
+
+    def open_file(self, path: str) -> int:
+        """Return a descriptor, open for writing, of the regular file at *path*; raise FileNotFoundError without one."""
+        directory, _, name = path.rpartition("/")
+        safe_parts(path)
+        with self._lock:
+            descriptor = os.open(name, _EXISTING_FILE_FLAGS, dir_fd=self._directory(directory))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return descriptor
 
     def make_directory(self, path: str, *, file_mode: int = 0o700) -> None:
@@ -106,6 +120,11 @@ class Beneath:
             for name in os.listdir(self._top):
                 if name not in keep:
                     _remove(name, self._top)
+
+    def forget(self) -> None:
+        """Take note that directories may have been removed by others."""
+        with self._lock:
+            self._forget()
 
     def close(self) -> None:
         """Close all descriptors."""

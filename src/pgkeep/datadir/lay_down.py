@@ -41,12 +41,13 @@ Note = Callable[[ItemHeader, int, str], object]
 """Takes a header, the true size and the BLAKE3 of the content, empty for what is not a file; called in any thread."""
 
 
-class _OpenFile:
+class OpenFile:
     """An item and the file that it becomes."""
 
     __slots__ = ("digest", "header", "place", "size", "written")
 
     def __init__(self, header: ItemHeader, place: str, written: WrittenFile) -> None:
+        """Take charge of *written*, which is at *place*."""
         self.header = header
         self.place = place
         self.written = written
@@ -69,6 +70,9 @@ class LayDown:
             one that checks itself.
     """
 
+    file_class: type[OpenFile] = OpenFile
+    """What is kept of a file that is being written."""
+
     def __init__(
         self, target: Target, *, root: str, workers: int, expected_bytes: int = 0, note: Note | None = None
     ) -> None:
@@ -80,7 +84,7 @@ class LayDown:
         self._note = note
         self._on_the_way: set[str] = set()
         self._lock = threading.Lock()
-        self._open: set[_OpenFile] = set()
+        self._open: set[OpenFile] = set()
         self._root_mode = 0o700
         self._places: dict[Path, Beneath] = {}
         self._writer = ExtentWriter()
@@ -91,7 +95,7 @@ class LayDown:
         except BaseException:
             self._close_places()
             raise
-        self._pool: ExtentPool[_OpenFile, Buffer] = ExtentPool(workers, self, name="lay-down")
+        self._pool: ExtentPool[OpenFile, Buffer] = ExtentPool(workers, self, name="lay-down")
 
     def __enter__(self) -> Self:
         return self
@@ -153,21 +157,21 @@ class LayDown:
 
     # What the pool calls, in its threads.
 
-    def begin(self, item: HasHeader) -> _OpenFile:
+    def begin(self, item: HasHeader) -> OpenFile:
         """Make the file."""
         directory, inside = self._place(item.header)
         # Not a Path: joining one costs as much as half of the system calls of a small file.
         place = f"{directory}/{inside}"
         try:
-            written = self._writer.begin(self._places[directory].create_file(inside), item.header.size)
+            written = self._open_file(item.header, self._places[directory], inside)
         except OSError as error:
             raise self._write_error(place, error) from error
-        file = _OpenFile(item.header, place, written)
+        file = self.file_class(item.header, place, written)
         with self._lock:
             self._open.add(file)
         return file
 
-    def extent(self, file: _OpenFile, offset: int, buffer: Buffer) -> Buffer:
+    def extent(self, file: OpenFile, offset: int, buffer: Buffer) -> Buffer:
         """Write one extent."""
         try:
             self._writer.write(file.written, offset, buffer)
@@ -177,13 +181,13 @@ class LayDown:
             self.bytes += len(buffer)
         return buffer
 
-    def ordered(self, file: _OpenFile, result: Buffer) -> None:
+    def ordered(self, file: OpenFile, result: Buffer) -> None:
         """Digest the content where somebody wants to know: nothing else of a file needs an order."""
         if self._note is not None:
             file.size += len(result)
             file.digest.update(result)
 
-    def end(self, file: _OpenFile) -> None:
+    def end(self, file: OpenFile) -> None:
         """Give the file its times and bits, and close it."""
         header, descriptor = file.header, file.written.descriptor
         try:
@@ -202,6 +206,10 @@ class LayDown:
             self._on_the_way.discard(header.path)
             self.files += 1
         file.written.close()
+
+    def _open_file(self, header: ItemHeader, beneath: Beneath, inside: str) -> WrittenFile:
+        """Make the file at *inside*, in place of one that is there."""
+        return self._writer.begin(beneath.create_file(inside), header.size)
 
     def _is_on_the_way(self, header: ItemHeader) -> bool:
         """Tell whether a file of the same path is still being written: the later one must win, not the slower one."""

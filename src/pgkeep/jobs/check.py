@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import tempfile
@@ -39,6 +40,7 @@ class CheckRequest:
         open_server: Connects to the server that backups will be taken from.
         mode: The mode that backups will be made with.
         transport: As the mode's option.
+        summary_days: For how many days mode pitr_block wants WAL summaries.
         wal: How the mode finds its WAL.
         archive_timeout_seconds: How long to wait for the segment of the round trip.
         bin_dir: Where PostgreSQL's programs are; None to search.
@@ -51,6 +53,7 @@ class CheckRequest:
     open_server: Callable[[], Server]
     mode: str
     transport: str
+    summary_days: int
     wal: WalOptions
     archive_timeout_seconds: float
     bin_dir: Path | None
@@ -88,6 +91,8 @@ class _Checks:
             yield "settings", self._settings, ("server",)
             yield "cluster", self._identity, ("vault", "settings")
             yield "checksums", self._checksums, ("settings",)
+            if self._request.mode == "pitr_block":
+                yield "summaries", self._summaries, ("server",)
             yield "transport", self._transport, ("settings",)
             yield "replication", self._replication, ("server",)
             yield "archiving", self._archiving, ("settings",)
@@ -161,6 +166,12 @@ class _Checks:
             )
         return "data checksums are on"
 
+    def _summaries(self) -> str:
+        # Its mode brings libraries that the others do without.
+        from pgkeep.jobs.check_summaries import check_summaries
+
+        return check_summaries(self._connected, wanted=dt.timedelta(days=self._request.summary_days))
+
     def _transport(self) -> str:
         wanted = self._request.transport
         problem = why_not_local(self._connected, self._facts) if wanted != "stream" else "transport=stream"
@@ -170,7 +181,7 @@ class _Checks:
             raise CheckFailed(f"transport local is not possible: {problem}", hint="use transport=stream")
         with self._connected.replication() as replication:
             replication.identify()
-        return f"stream ({problem})"
+        return f"stream ({problem})" if problem != "transport=stream" else "stream"
 
     def _replication(self) -> str:
         server = self._connected

@@ -15,6 +15,7 @@ from pgkeep.jobs.restore_state import RestoreState, StoredAside, text_of_target
 from pgkeep.jobs.set_aside import separate_wal_directory
 from pgkeep.jobs.standby_plan import StandbyState
 from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.pg.backup_label import without_incremental_lines
 from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.data_directory import WAL_DIRECTORY
 from pgkeep.pg.recovery import lasting_standby_settings
@@ -53,7 +54,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         cluster=request.cluster_name,
         bin_directory=str(request.toolbox.directory) if request.toolbox is not None else "",
         timeout_seconds=request.timeout_seconds,
-        backup_label=base.backup_label,
+        backup_label=without_incremental_lines(base.backup_label),
         tablespace_map=_tablespace_map(prepared),
         configuration={name: value for name, value in base.settings.items() if name in STARTING_SETTINGS},
         wal_plan=_wal_plan(prepared).render(),
@@ -61,6 +62,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         wiped=[str(path) for path in prepared.wiped],
         wal_link=_wal_link(prepared),
         wal_directory=str(separate_wal_directory(target.data_directory) or "") if _wal_link(prepared) else "",
+        applied=list(prepared.applied),
         is_asked_to_start=request.start,
         asked=request.asked,
         options=request.options,

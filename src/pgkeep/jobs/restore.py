@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pgkeep.datadir.lay_down import LaidDown, LayDown
+from pgkeep.datadir.roll_forward import RollForward
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.clear_away import check_clear, clear_away, link_wal
@@ -97,7 +98,7 @@ def restore(prepared: PreparedRestore, supply: Supply, *, ledger: Ledger | None 
         if run.state.phases_done < 2:
             _clear(run, voice)
             check_clear(prepared.target, run.state)
-            prepared, laid = _lay_down(prepared, supply, ledger)
+            prepared, laid = _lay_down(prepared, supply, ledger, run)
             link_wal(run.state)
             files, size = laid.files, laid.bytes
             run.record(**_learned(prepared, run.state), phases_done=2)
@@ -163,22 +164,19 @@ def _learned(prepared: PreparedRestore, state: RestoreState) -> dict[str, Any]:
     return {name: getattr(planned, name) for name in names}
 
 
-def _lay_down(prepared: PreparedRestore, supply: Supply, ledger: Ledger | None) -> tuple[PreparedRestore, LaidDown]:
+def _lay_down(
+    prepared: PreparedRestore, supply: Supply, ledger: Ledger | None, run: RestoreRun
+) -> tuple[PreparedRestore, LaidDown]:
     request = prepared.request
-    prepared.target.begin()
+    if not prepared.applied:
+        prepared.target.begin()
     heads: list[RecordHead] = []
 
     def settle() -> None:
         if ledger is not None:
             heads.append(ledger.settle())
 
-    with LayDown(
-        prepared.target,
-        root=str(request.base.details["root"]),
-        workers=request.workers,
-        expected_bytes=request.tail.bytes,
-        note=ledger.note if ledger is not None else None,
-    ) as lay_down:
+    with _work(prepared, ledger, run) as lay_down:
         for item in supply.items():
             lay_down.accept(item)
         laid = lay_down.finish(settle)
@@ -188,3 +186,28 @@ def _lay_down(prepared: PreparedRestore, supply: Supply, ledger: Ledger | None) 
         recovery = replace(request.recovery, base=head, minimums=minimums)
         prepared = replace(prepared, request=replace(request, recovery=recovery))
     return prepared, laid
+
+
+def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> LayDown:
+    request = prepared.request
+    root, note = str(request.base.details["root"]), ledger.note if ledger is not None else None
+
+    def applied(backup_id: str) -> None:
+        run.record(applied=[*run.state.applied, backup_id])
+        if len(request.chain) > 1:
+            request.say(f"applied backup {backup_id}, {len(run.state.applied)} of {len(request.chain)}")
+
+    if not request.chain:
+        return LayDown(
+            prepared.target, root=root, workers=request.workers, expected_bytes=request.expected_bytes, note=note
+        )
+    return RollForward(
+        prepared.target,
+        root=root,
+        chain=request.chain,
+        workers=request.workers,
+        expected_bytes=request.expected_bytes,
+        note=note,
+        done=len(prepared.applied),
+        applied=applied,
+    )

@@ -35,6 +35,7 @@ class PreparedRestore:
         target: The directories.
         aside: What would be moved away.
         wiped: What would be removed instead.
+        applied: Which of the chain an earlier run has laid down for good, oldest first.
         lasting: For ``postgresql.auto.conf``, also when recovery is over.
         service: What runs the server of the data directory.
     """
@@ -43,6 +44,7 @@ class PreparedRestore:
     target: Target
     aside: Sequence[Aside]
     wiped: Sequence[Path] = ()
+    applied: Sequence[str] = ()
     lasting: dict[str, str]
     service: Service = field(default_factory=Service)
 
@@ -54,9 +56,13 @@ class PreparedRestore:
             state = request.unfinished
             yield f"goes on with the restore {state.restore_id}, of which phase {state.phases_done} is done"
         yield f"backup: {base.backup_id} ({base.level.word}, PostgreSQL {base.server_version_text}, {base.transport})"
-        if base.base:
+        if len(request.chain) > 1:
+            yield f"  rolled forward in place: {', '.join(request.chain)}"
+        elif base.base:
             yield f"  unchanged files come from {base.base}"
-        yield f"files: {request.tail.files}, {request.tail.bytes} bytes, into {request.data_directory}"
+        if self.applied:
+            yield f"  applied already: {', '.join(self.applied)}"
+        yield f"files: {request.tail.files}, {request.expected_bytes} bytes, into {request.data_directory}"
         yield from self._place_lines()
         if request.standby is not None:
             yield from request.standby.lines()
@@ -138,8 +144,10 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
     if original is not None:
         check_clear_of(original, target)
     aside, wiped = _cleared(request, target, later, now)
+    applied = _applied(request, target)
     target.check(
-        sizes=_sizes(request, target),
+        # What an earlier run has laid down takes its room already.
+        sizes={} if applied else _sizes(request, target),
         is_overwritten=bool(aside or wiped),
         may_stop=request.overwrite_existing,
     )
@@ -151,7 +159,17 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         lasting["archive_mode"] = "off"
     if request.port:
         lasting["port"] = str(request.port)
-    return PreparedRestore(request=request, target=target, aside=aside, wiped=wiped, lasting=lasting, service=service)
+    return PreparedRestore(
+        request=request, target=target, aside=aside, wiped=wiped, applied=applied, lasting=lasting, service=service
+    )
+
+
+def _applied(request: RestoreRequest, target: Target) -> tuple[str, ...]:
+    """Return which backups of the chain need not be laid down again."""
+    if request.unfinished is None or not target.is_marked:
+        return ()
+    found = tuple(request.unfinished.applied)
+    return found if found == request.chain[: len(found)] else ()
 
 
 def _service(request: RestoreRequest) -> Service:
@@ -288,7 +306,7 @@ def _check_port(original: OriginalCluster, request: RestoreRequest) -> None:
 def _sizes(request: RestoreRequest, target: Target) -> dict[Path, int]:
     outside = {oid: request.tablespace_bytes.get(oid, 0) for oid in target.outside}
     sizes = {target.outside[oid]: size for oid, size in outside.items()}
-    sizes[target.data_directory] = max(0, request.tail.bytes - sum(outside.values()))
+    sizes[target.data_directory] = max(0, request.expected_bytes - sum(outside.values()))
     for directory, size in request.beside.items():
         sizes[directory] = sizes.get(directory, 0) + size
     return sizes

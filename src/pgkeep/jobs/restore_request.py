@@ -26,6 +26,9 @@ class RestoreRequest:
     Attributes:
         recovery: The chosen base and target.
         tail: Of the base's record.
+        chain: Ids of the backups whose files are rolled forward, the Full first and the base last; empty for a base
+            that holds every file itself.
+        expected_bytes: What is restored needs this much room.
         data_directory: Where to; absolute.
         tablespaces: OID to absolute directory, for those that do not go where they were.
         overwrite_existing: Move away what stands there.
@@ -54,6 +57,8 @@ class RestoreRequest:
 
     recovery: RecoveryPlan
     tail: RecordTail
+    chain: tuple[str, ...] = ()
+    expected_bytes: int
     data_directory: Path
     tablespaces: dict[int, Path] = field(default_factory=dict)
     overwrite_existing: bool = False

@@ -62,12 +62,18 @@ def record_of(path: str, root: str) -> str:
     return backup_id if inside != path and name == MANIFEST else ""
 
 
-def read_record(item: StreamedItem, backup_id: str, arrivals: Arrivals) -> RecordHead:
-    """Take the record *item* of *backup_id*: its file list into *arrivals*; return its head."""
+def read_record(
+    item: StreamedItem,
+    backup_id: str,
+    arrivals: Arrivals,
+    *,
+    is_left_out: Callable[[str], bool] = lambda _path: False,
+) -> RecordHead:
+    """Take the record *item* of *backup_id*: what is not left out of its list into *arrivals*; return its head."""
     reader = RecordReader(map(_copied, item.chunks()), name=f"the record of backup {backup_id}")
     if reader.head.backup_id != backup_id:
         raise FormatError(f"the record of backup {backup_id} says that it is that of {reader.head.backup_id}")
-    arrivals.name(backup_id, reader.files())
+    arrivals.name(backup_id, (entry for entry in reader.files() if not is_left_out(entry.path)))
     return reader.head
 
 
@@ -95,7 +101,10 @@ class ClusterStream:
         self._wal = wal
         self._arriving = arriving
         self._arrivals = arrivals
-        self._head: RecordHead | None = None
+        self._chain = prepared.request.chain
+        # The record of a chain's last backup is not enough: each says what must have come of it.
+        self._members = frozenset(self._chain or (self._base.backup_id,))
+        self._heads: dict[str, RecordHead] = {}
         self.is_settled = False
 
     def items(self) -> Iterator[StreamedItem]:
@@ -105,9 +114,9 @@ class ClusterStream:
             backup_id = record_of(path, self._root)
             if path.startswith(f"{self._root}/wal/"):
                 self._take_wal(item)
-            elif backup_id == self._base.backup_id:
-                self._head = read_record(item, backup_id, self._arrivals)
-            elif backup_id or path == self._root or is_script(path, self._root) or self._is_of_dropped_tablespace(path):
+            elif backup_id in self._members:
+                self._heads[backup_id] = read_record(item, backup_id, self._arrivals, is_left_out=self._is_left_out)
+            elif backup_id or path == self._root or is_script(path, self._root) or self._is_left_out(path):
                 # Of a backup whose files are not the ones restored, the mode's own directory, or for people to read.
                 item.skip()
             else:
@@ -120,22 +129,34 @@ class ClusterStream:
     def settle(self) -> RecordHead:
         """Compare with the record, remove what it does not name, prove the WAL; return the record's head."""
         base = self._base
-        if self._head is None:
+        for backup_id in sorted(self._members - self._heads.keys()):
             raise BackupUnusable(
-                f"the record of backup {base.backup_id} did not arrive: nobody knows whether its files are whole",
+                f"the record of backup {backup_id} did not arrive: nobody knows whether its files are whole",
                 hint="restore again with everything of the job selected; another backup may be whole",
             )
         check_against_records(self._arrivals, f"backup {base.backup_id}")
-        self._remove_extra()
+        if not self._chain:
+            # Rolling a chain forward has removed what the manifests do not name.
+            self._remove_extra()
         self._prove_wal()
         self._look_into_wal()
         self._wal.hand_over()
         self.is_settled = True
-        return self._head
+        return self._heads[base.backup_id]
 
-    def _is_of_dropped_tablespace(self, path: str) -> bool:
-        """Tell whether *path* is in a tablespace that the base has no more: without Accurate its files still come."""
-        top, _, rest = path.removeprefix(f"{self._root}/").partition("/")
+    def _is_left_out(self, path: str) -> bool:
+        """
+        Tell whether nothing at *path* is restored.
+
+        That is what is in a tablespace which the base has no more (without Accurate its files still come), and what is
+        of a backup outside the chain.
+        """
+        inside = path.removeprefix(f"{self._root}/")
+        if self._chain and not inside.startswith("wal/"):
+            backup_id, _, inside = inside.partition("/")
+            if backup_id not in self._members:
+                return True
+        top, _, rest = inside.partition("/")
         oid = rest.partition("/")[0]
         return top == "tblspc" and oid.isdecimal() and int(oid) not in self._prepared.target.tablespaces
 

@@ -17,8 +17,8 @@ from blake3 import blake3
 from pgkeep.errors import BackupUnusable, FormatError, PgkeepError, RestoreRefused, ServerError, ToolError
 from pgkeep.jobs.arrivals import Arrivals
 from pgkeep.jobs.connection import connection_target
+from pgkeep.jobs.selection import Selection
 from pgkeep.jobs.stream_restore import ArrivingItem, ItemFailed, read_record, record_of
-from pgkeep.jobs.stream_restore_plan import Selection
 from pgkeep.modes.dump_items import Select, Supply
 from pgkeep.modes.dump_names import select_names
 from pgkeep.modes.dump_restore import DumpRestorer, LoadedDatabase

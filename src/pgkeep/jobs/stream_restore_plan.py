@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import PgkeepError, RestoreRefused, ToolError, UsageError
+from pgkeep.jobs.block_chain import chain_of, expected_bytes
 from pgkeep.jobs.private_wal import SUFFIX, PrivateWal
 from pgkeep.jobs.promised_wal import PromisedWal
 from pgkeep.jobs.recovery_plan import RecoveryPlan, plan_recovery
@@ -21,66 +24,19 @@ from pgkeep.jobs.recovery_reach import NeededWalMissing
 from pgkeep.jobs.restore_plan import PreparedRestore, prepare
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restore_settings import audit_file, recovery_target, restore_options, tablespace_places
+from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.selection import WHOLE_JOB_HINT, PartialSelection, Selection, check_selection
 from pgkeep.jobs.standby_plan import StandbyPlan, plan_standby_recovery, standby_plan
-from pgkeep.jobs.stream_restore import record_of
 from pgkeep.jobs.unfinished import asked_for, unfinished_restore
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
+from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
 from pgkeep.server.tools import Toolbox, toolbox_for_server
 from pgkeep.settings import Resolved
 from pgkeep.settings.assignment import Rank
+from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.record import RecordHead, RecordTail
-from pgkeep.streams.scripts import is_script
-
-NEEDED_FILES = ("pgdata/global/pg_control", "pgdata/PG_VERSION", "backup_label")
-_WAL_BYTES = 16 << 20
-
-WHOLE_JOB_HINT = "select everything of the job, as far back as the Full, or give a directory: where=/directory"
-
-
-@dataclass
-class Selection:
-    """
-    What the daemon says that it will restore, as far as phase 1 needs it: memory does not grow with the files.
-
-    Attributes:
-        root: Virtual path of the mode's directory; what lies elsewhere is not counted.
-        files: How many files, directories and links, records left out.
-        bytes: Sum of the sizes of those.
-        wal: Name and time of each WAL file.
-        records: Ids of the backups whose record comes.
-        needed: Which of ``NEEDED_FILES`` come.
-        tops: What stands directly below the root, by name; not the records' directories.
-    """
-
-    root: str
-    files: int = 0
-    bytes: int = 0
-    wal: list[tuple[str, dt.datetime]] = field(default_factory=list)
-    records: set[str] = field(default_factory=set)
-    needed: set[str] = field(default_factory=set)
-    tops: set[str] = field(default_factory=set)
-
-    def add(self, path: str, size: int, mtime: int) -> None:
-        """Count the file at virtual *path*, of *size* bytes, modified at *mtime*, in seconds."""
-        if not path.startswith(f"{self.root}/"):
-            return
-        backup_id = record_of(path, self.root)
-        if backup_id:
-            self.records.add(backup_id)
-            return
-        if is_script(path, self.root):
-            return
-        inside = path.removeprefix(f"{self.root}/")
-        self.files += 1
-        self.bytes += max(0, size)
-        self.tops.add(inside.partition("/")[0])
-        if inside in NEEDED_FILES:
-            self.needed.add(inside)
-        elif inside.startswith("wal/"):
-            # Whole seconds are what is known of the time: rounded up, nothing in the file is later.
-            self.wal.append((inside.removeprefix("wal/"), dt.datetime.fromtimestamp(mtime + 1, dt.UTC)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +45,6 @@ class PreparedStream:
 
     prepared: PreparedRestore
     wal: PrivateWal
-
-
-class PartialSelection(RestoreRefused):
-    """What was selected is not a whole backup."""
 
 
 def newest_base(heads: Sequence[RecordHead], selection: Selection | None) -> RecordHead:
@@ -134,16 +86,20 @@ def prepare_stream(
         PartialSelection: Files that are needed were not selected.
         RestoreRefused: The target cannot be reached, or is in the way.
     """
-    by_age = sorted((head for head, _ in heads if head.mode == "pitr"), key=lambda head: head.backup_id)
+    by_age = sorted((head for head, _ in heads if head.mode in PHYSICAL_MODES), key=lambda head: head.backup_id)
     base = newest_base(by_age, selection)
-    tail = next(tail for head, tail in heads if head.backup_id == base.backup_id)
-    size = base.wal.segment_size if base.wal is not None else _WAL_BYTES
+    tails = {head.backup_id: tail for head, tail in heads}
+    tail, chain = tails[base.backup_id], _chain(base, by_age)
+    size = base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE
     wal = (
         PromisedWal.of_heads(by_age, segment_size=size)
         if selection is None
         else PromisedWal.of_names(selection.wal, segment_size=size, heads=by_age)
     )
-    _check_selection(base, tail, selection)
+    for member in chain:
+        check_selection(member, tails[member.backup_id], selection, below=f"{member.backup_id}/")
+    if not chain:
+        check_selection(base, tail, selection)
     target = recovery_target(settings, now)
     standby = standby_plan(settings, by_age)
     recovery = _plan(by_age, base, target, wal, now=now, standby=standby)
@@ -168,6 +124,8 @@ def prepare_stream(
     request = RestoreRequest(
         recovery=recovery,
         tail=tail,
+        chain=tuple(head.backup_id for head in chain),
+        expected_bytes=expected_bytes(chain or [base], tails[chain[0].backup_id].bytes if chain else tail.bytes),
         data_directory=data_directory,
         tablespaces=tablespaces,
         overwrite_existing=settings.flag("overwrite_existing"),
@@ -179,13 +137,13 @@ def prepare_stream(
         toolbox=_toolbox(base, settings),
         timeout_seconds=settings.number("restore_timeout"),
         workers=settings.number("parallel_jobs"),
-        tablespace_bytes={tablespace.oid: tablespace.size_bytes for tablespace in base.tablespaces},
+        tablespace_bytes=_tablespace_bytes(base, chain),
         user=settings.text("unix_user") or "",
         beside={wal_directory: wal_bytes},
         port=_port(settings),
         private_wal=wal_directory,
         asked=asked,
-        unfinished=unfinished_restore(data_directory, asked),
+        unfinished=_from_its_beginning(unfinished_restore(data_directory, asked)),
         options=restore_options(settings),
         standby=standby,
         retain_days=settings.number("pgdata_backup_retain_days"),
@@ -197,25 +155,27 @@ def prepare_stream(
     return PreparedStream(prepared, private.owned_by(prepared.target.owner))
 
 
-def _check_selection(base: RecordHead, tail: RecordTail, selection: Selection | None) -> None:
-    if selection is None:
-        return
-    absent = [name for name in NEEDED_FILES if name not in selection.needed]
-    if absent:
-        raise PartialSelection(f"{absent[0]} of backup {base.backup_id} is not selected", hint=WHOLE_JOB_HINT)
-    # Of WAL more may come than the base names, which must not stand in for files that do not.
-    files = selection.files - len(selection.wal) + min(len(selection.wal), _wal_files(base))
-    if files < tail.files:
-        raise PartialSelection(
-            f"{files} files are selected, backup {base.backup_id} has {tail.files}", hint=WHOLE_JOB_HINT
-        )
+def _chain(base: RecordHead, by_age: Sequence[RecordHead]) -> tuple[RecordHead, ...]:
+    try:
+        return chain_of(base, by_age)
+    except RestoreRefused as refusal:
+        # Not a partial selection: files of a chain that nobody can put together are no use where they are laid down.
+        raise RestoreRefused(
+            refusal.message, hint="restore every job of the chain, as far back as the Full, or an older backup"
+        ) from None
 
 
-def _wal_files(base: RecordHead) -> int:
-    """Return how many WAL files are in the file list of *base*, at most: its segments, and a timeline's history."""
-    size = base.wal.segment_size if base.wal is not None else _WAL_BYTES
-    segments = (Lsn.parse(base.stop_lsn) - 1) // size - Lsn.parse(base.start_lsn) // size + 1
-    return segments + (base.timeline > 1)
+def _from_its_beginning(unfinished: RestoreState | None) -> RestoreState | None:
+    """Return the restore that is gone on with, which gets all files again: this supply always begins with the Full."""
+    return msgspec.structs.replace(unfinished, applied=[]) if unfinished is not None else None
+
+
+def _tablespace_bytes(base: RecordHead, chain: Sequence[RecordHead]) -> dict[int, int]:
+    sizes: dict[int, int] = {}
+    for head in chain or (base,):
+        for tablespace in head.tablespaces:
+            sizes[tablespace.oid] = max(tablespace.size_bytes, sizes.get(tablespace.oid, 0))
+    return sizes
 
 
 def _check_hole(recovery: RecoveryPlan) -> None:

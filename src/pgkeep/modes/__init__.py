@@ -14,6 +14,7 @@ MODES = {
     "dump": "pgkeep.modes.dump:DumpMode",
     "parallel_dump": "pgkeep.modes.parallel_dump:ParallelDumpMode",
     "pitr": "pgkeep.modes.pitr:PitrMode",
+    "pitr_block": "pgkeep.modes.pitr_block:PitrBlockMode",
 }
 """Every mode by its name: module and class, imported when it is asked for."""
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from pgkeep.pg.lsn import WalPosition
 from pgkeep.server.connection import Server
-from pgkeep.streams.item import Item, ItemHeader
+from pgkeep.streams.item import Buffer, Item, ItemHeader
 from pgkeep.streams.record import FileEntry, Level, RecordHead
 
 Say = Callable[[str], None]
@@ -77,6 +77,15 @@ class Base(Protocol):
         """Return what its record says of the file at virtual *path*; None when it names no such file."""
         ...
 
+    def manifest(self) -> Iterator[Buffer]:
+        """
+        Yield the ``backup_manifest`` that PostgreSQL made with it; may be called again.
+
+        Raises:
+            BackupUnusable: It is not kept, or cannot be read.
+        """
+        ...
+
 
 class History(Protocol):
     """What a sink knows of the cluster's earlier, successful backups."""
@@ -87,6 +96,10 @@ class History(Protocol):
 
     def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> Base | None:
         """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
+        ...
+
+    def has(self, backup_id: str) -> bool:
+        """Tell whether the backup *backup_id* is still known."""
         ...
 
     def wal_held(self) -> WalPosition | None:
@@ -112,6 +125,11 @@ class Plan:
     backup_id: str
     base: Base | None = None
     reason: str = ""
+
+    @property
+    def compares_files(self) -> bool:
+        """Whether files of the base that have not changed are not sent again."""
+        return False
 
     def lines(self) -> Iterator[str]:
         """Yield the plan for people."""

@@ -70,6 +70,7 @@ class CarriedWal:
         options: WalOptions,
         *,
         root: str,
+        files_root: str,
         is_local: bool,
         held: WalPosition | None,
         say: Say,
@@ -83,6 +84,7 @@ class CarriedWal:
         self._facts = facts
         self._options = options
         self._root = root
+        self._files_root = files_root
         self._held = held
         self._say = say
         self._warn = warn
@@ -240,7 +242,7 @@ class CarriedWal:
         yield _WalItem(replace(header, path=f"{header.path}.partial", role=ItemRole.WAL), content.chunks)
         if is_needed:
             again = self._supply.fetch(segment, through=stop, deadline=time.monotonic() + self._options.timeout_seconds)
-            path = f"{self._root}/pgdata/pg_wal/{segment.name}"
+            path = f"{self._files_root}/pgdata/pg_wal/{segment.name}"
             yield _WalItem(replace(header, path=path, role=ItemRole.DATA), again.chunks)
 
     def _history_item(self, timeline: Timeline, *, is_needed: bool) -> Item:

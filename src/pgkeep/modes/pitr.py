@@ -80,6 +80,16 @@ class PitrPlan(Plan):
         return options
 
     @property
+    def compares_files(self) -> bool:
+        """Whether files of the base that have not changed are not sent again."""
+        return self.transport != "wal"
+
+    @property
+    def files_root(self) -> str:
+        """Virtual path that the cluster's files are below, in ``pgdata`` and ``tblspc``."""
+        return self.request.root
+
+    @property
     def label(self) -> str:
         """The label of the backup at the server."""
         return self.options.label or f"pgkeep_{self.backup_id}"
@@ -102,14 +112,7 @@ class PitrMode:
             fail_without_base=value_of("on_missing_base") == "fail",
             exclude_tablespaces=value_of("exclude_tablespace"),
             allow_incomplete=value_of("allow_incomplete"),
-            wal=WalOptions(
-                archive_dir=value_of("archive_dir") or "auto",
-                slot_name=value_of("slot_name") or "",
-                allow_unbounded_slot=value_of("allow_unbounded_slot"),
-                switch_wal=value_of("switch_wal"),
-                timeout_seconds=value_of("switch_wal_timeout"),
-                wait_for_archive=value_of("stop_wait_wal_archive"),
-            ),
+            wal=wal_options(value_of),
         )
 
     def plan(self, request: BackupRequest, *, server: Server, history: History) -> PitrPlan:
@@ -117,12 +120,8 @@ class PitrMode:
         options: PitrOptions = request.options
         facts = gather_facts(server)
         left_out = _left_out(options, facts)
-        held = history.wal_held()
-        if held is not None and not facts.history.contains(held.timeline, held.lsn):
-            # A primary that was failed over from may have archived past the fork; up to the fork the history is common.
-            fork = facts.history.fork_of(held.timeline)
-            held = WalPosition(held.timeline, fork) if fork is not None else None
-        flushed = _flushed(request, server, facts, held)
+        held = held_in_common(history, facts)
+        flushed = flushed_lsn(request, server, facts, held)
         level, base, reason = _choose_base(request, facts, history, flushed)
         transport = "wal"
         if level is not Level.INCREMENTAL or options.incremental_content == "files":
@@ -177,7 +176,29 @@ def _source_kind(transport: str) -> Any:
     return WalSource
 
 
-def _flushed(request: BackupRequest, server: Server, facts: ServerFacts, held: WalPosition | None) -> Lsn:
+def wal_options(value_of: Callable[[str], Any]) -> WalOptions:
+    """Return how WAL is found; *value_of* gives the value of a parameter by its canonical name."""
+    return WalOptions(
+        archive_dir=value_of("archive_dir") or "auto",
+        slot_name=value_of("slot_name") or "",
+        allow_unbounded_slot=value_of("allow_unbounded_slot"),
+        switch_wal=value_of("switch_wal"),
+        timeout_seconds=value_of("switch_wal_timeout"),
+        wait_for_archive=value_of("stop_wait_wal_archive"),
+    )
+
+
+def held_in_common(history: History, facts: ServerFacts) -> WalPosition | None:
+    """Return up to where the server's own WAL is held; None when none of it is."""
+    held = history.wal_held()
+    if held is not None and not facts.history.contains(held.timeline, held.lsn):
+        # A primary that was failed over from may have archived past the fork; up to the fork the history is common.
+        fork = facts.history.fork_of(held.timeline)
+        held = WalPosition(held.timeline, fork) if fork is not None else None
+    return held
+
+
+def flushed_lsn(request: BackupRequest, server: Server, facts: ServerFacts, held: WalPosition | None) -> Lsn:
     """Return up to where the server has WAL; a standby is given the time to get as far as earlier backups."""
     if not facts.identity.is_in_recovery:
         return queries.flushed_lsn(server)

@@ -40,13 +40,14 @@ class PitrSource:
             plan.facts,
             options.wal,
             root=request.root,
+            files_root=plan.files_root,
             is_local=plan.is_local,
             held=plan.held,
             say=request.say,
             warn=self._warn,
         )
         self._head = self._new_head()
-        request.say(f"starting pitr backup (PG {server.version_text} on {server.where}), {plan.level.word}")
+        request.say(f"starting {request.mode} backup (PG {server.version_text} on {server.where}), {plan.level.word}")
 
     def close(self) -> None:
         """End what was begun at the server."""
@@ -69,7 +70,7 @@ class PitrSource:
         return RecordHead(
             backup_id=plan.backup_id,
             cluster=plan.request.cluster,
-            mode="pitr",
+            mode=plan.request.mode,
             level=plan.level,
             base=base.backup_id if base is not None else "",
             files_from=plan.backup_id if has_files or base is None else base.files_from,
@@ -130,7 +131,7 @@ class PitrSource:
         outside = OutsideConfiguration(
             self._server,
             self._plan.facts,
-            root=self._plan.request.root,
+            root=self._plan.files_root,
             is_local=self._plan.is_local,
             warn=self._warn,
         )

@@ -19,7 +19,7 @@ from pgkeep.server.base_backup import BaseBackup, BaseBackupEnd, BaseBackupStart
 from pgkeep.server.base_backup_command import BaseBackupOptions
 from pgkeep.server.checksum_notices import DamagedFile
 from pgkeep.server.connection import Server
-from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemKind
+from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemKind, ItemRole
 from pgkeep.streams.record import DamagedPages, RecordHead
 
 NANOSECONDS = 1_000_000_000
@@ -65,7 +65,7 @@ class StreamSource(PitrSource):
         )
         self._note_oldest_transaction()
         backup = BaseBackup(self._replication, options)
-        start = backup.start()
+        start = self._start(backup)
         request.say(f"backup start label='{plan.label}' LSN={start.start_lsn}")
         queries.check_stream_is_complete(self._server)
         self._note_tablespaces({one.oid: one.location for one in start.tablespaces if one.oid})
@@ -89,6 +89,12 @@ class StreamSource(PitrSource):
         """Return the record's head."""
         return self._finish()
 
+    def _start(self, backup: BaseBackup) -> BaseBackupStart:
+        return backup.start()
+
+    def _role_of(self, file: ReceivedFile) -> ItemRole:  # noqa: ARG002 - for those who build on the manifest
+        return ItemRole.DATA
+
     def _items_of(self, file: ReceivedFile) -> Iterator[Item]:
         if names.is_excluded(file.path) and file.path not in {*_KEPT, names.BACKUP_MANIFEST}:
             return
@@ -104,6 +110,7 @@ class StreamSource(PitrSource):
             mtime_ns=file.mtime * NANOSECONDS,
             file_mode=file.file_mode,
             link=file.link,
+            role=self._role_of(file),
         )
         self._files += 1
         self._bytes += max(0, file.size)
@@ -117,7 +124,7 @@ class StreamSource(PitrSource):
             yield BytesItem(header, b"")
 
     def _virtual_path(self, path: str) -> str:
-        root = self._plan.request.root
+        root = self._plan.files_root
         if path in (names.BACKUP_LABEL, names.TABLESPACE_MAP):
             return f"{root}/{path}"
         prefix = f"{names.TABLESPACES}/"

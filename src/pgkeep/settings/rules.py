@@ -93,7 +93,7 @@ def _settle_standby(job: _Job) -> None:
 
 
 def _refuse_incomplete(job: _Job) -> None:
-    if job.value("exclude_tablespace") and job.value("mode").startswith("pitr") and not job.value("allow_incomplete"):
+    if job.value("exclude_tablespace") and job.value("mode") == "pitr" and not job.value("allow_incomplete"):
         raise job.given["exclude_tablespace"].origin.error(
             f"exclude_tablespace makes a backup that lacks files of the cluster {job.where('exclude_tablespace')}",
             hint="set allow_incomplete=yes to accept that replay may fail and tables will be missing",

@@ -5,7 +5,6 @@ from __future__ import annotations
 NOT_BUILT = frozenset(
     {
         "cdp_window_seconds",
-        "pitr_block_summary_days",
         "wal_segment_overlap",
     }
 )

@@ -50,6 +50,8 @@ class ItemRole(enum.Enum):
     """A WAL segment, its partial form, or a timeline history file, carried so that the archive has no hole."""
     BACKUP_WAL = "backup_wal"
     """WAL that this very backup needs to become consistent: belongs to the backup and to the archive."""
+    MANIFEST = "manifest"
+    """PostgreSQL's own manifest of the backup, which the next one may build on: a sink must be able to read it back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,11 @@ class VaultHistory:
         """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
         return self._cluster.newest(mode=mode, levels=levels, with_files=with_files)
 
+    def has(self, backup_id: str) -> bool:
+        """Tell whether the vault has the backup *backup_id*, with a record that can be read."""
+        known = (head.backup_id for head in self._cluster.scan_backups() if isinstance(head, RecordHead))
+        return backup_id in known
+
     def wal_held(self) -> WalPosition | None:
         """
         Return up to where WAL is held from the newest physical backup on; None when there is none.

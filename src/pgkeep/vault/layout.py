@@ -82,7 +82,8 @@ def member_name(path: str) -> str:
     Return the name that the item at virtual *path* has in a volume.
 
     They are such that unpacking all volumes of a Full gives a data directory: the files of ``pitr/pgdata`` without a
-    prefix, tablespaces below ``pg_tblspc``, WAL below ``pg_wal``. What other modes hold keeps the mode's name.
+    prefix, tablespaces below ``pg_tblspc``, WAL below ``pg_wal``. Those of a ``pitr_block`` backup are the same below a
+    directory of its id, as pg_combinebackup wants them, but for the WAL. What other modes hold keeps the mode's name.
     """
     first, _, rest = path.partition("/")
     if first != "@postgresql":
@@ -92,8 +93,17 @@ def member_name(path: str) -> str:
     mode, _, inner = rest.partition("/")
     if not inner or any(part in ("", ".", "..") for part in inner.split("/")):
         raise FormatError(f'not the virtual path of an item: "{path}"')
-    if mode != "pitr":
-        return rest
+    if mode == "pitr":
+        return _in_data_directory(inner)
+    if mode == "pitr_block":
+        backup_id, _, below = inner.partition("/")
+        if is_backup_id(backup_id) and below:
+            return f"{backup_id}/{_in_data_directory(below)}".removesuffix("/.")
+        return _in_data_directory(inner)
+    return rest
+
+
+def _in_data_directory(inner: str) -> str:
     place, _, below = inner.partition("/")
     if place == "pgdata":
         return below or "."

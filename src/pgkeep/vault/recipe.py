@@ -9,12 +9,15 @@ from pgkeep.pg.replication_sql import SLOTS_FILE, SUBSCRIPTIONS_FILE
 from pgkeep.streams.record import RecordHead, Tablespace, VolumeEntry
 
 _DATA_DIRECTORY = "/path/to/new/data"
+_CHAIN = "/path/to/chain"
 
 
 def render_recipe(head: RecordHead, volumes: Sequence[VolumeEntry]) -> str:
     """Return the text of RESTORE.md for the backup with *head*."""
     sections = [_title(head)]
-    if head.mode != "pitr":
+    if head.mode == "pitr_block":
+        sections += [_unpack_chain(head), *_tablespaces(head), _to_the_end(head), _further(head)]
+    elif head.mode != "pitr":
         sections.append(_unpack_only(head))
     elif head.has_files and not head.references:
         sections += [_unpack_full(), *_tablespaces(head), *_configuration(head), _to_the_end(head), _further(head)]
@@ -114,6 +117,32 @@ Then remove the files that did not exist any more when this backup was made:
       | LC_ALL=C sort > /tmp/expected
     (cd {_DATA_DIRECTORY} && find . ! -type d) | LC_ALL=C sort > /tmp/found
     LC_ALL=C comm -13 /tmp/expected /tmp/found | (cd {_DATA_DIRECTORY} && xargs -r -d '\\n' rm --)
+"""
+
+
+def _unpack_chain(head: RecordHead) -> str:
+    chain = [*head.details.get("chain", ()), head.backup_id]
+    unpack = "\n".join(f"    zstdcat ../{one}/volume-*.tar.zst | tar -xi -C {_CHAIN}" for one in chain)
+    if len(chain) == 1:
+        why = "As the user that will run PostgreSQL:"
+        combine = f"    mv {_CHAIN}/{head.backup_id} {_DATA_DIRECTORY}\n    chmod 700 {_DATA_DIRECTORY}"
+    else:
+        why = (
+            "This backup holds blocks that changed since the one that it builds on. PostgreSQL's `pg_combinebackup`\n"
+            "puts the whole chain together, and needs room for all of it. As the user that will run PostgreSQL:"
+        )
+        members = " ".join(f"{_CHAIN}/{one}" for one in chain)
+        combine = f"    pg_combinebackup -o {_DATA_DIRECTORY} {members}"
+    return f"""\
+## Unpack
+
+{why}
+
+    mkdir -m 700 {_CHAIN}
+{unpack}
+{combine}
+    mv {_CHAIN}/pg_wal/* {_DATA_DIRECTORY}/pg_wal/
+    rm -rf {_CHAIN}
 """
 
 

@@ -127,8 +127,7 @@ def plan_retention(
         reasons.setdefault(backup_id, reason)
     for backup_id in sorted(unreadable):
         reasons[backup_id] = "its record cannot be read"
-        fulls = [head.backup_id for head in ordered if head.level is Level.FULL and head.backup_id < backup_id]
-        may_need = {head.backup_id: "" for head in ordered if fulls and fulls[-1] <= head.backup_id < backup_id}
+        may_need = dict.fromkeys(_possible_chain(ordered, backup_id), "")
         for needed in _with_needs(may_need, by_id):
             reasons.setdefault(needed, f"may be needed by {backup_id}, whose record cannot be read")
     verdicts = tuple(
@@ -138,6 +137,14 @@ def plan_retention(
     # A record that cannot be read may be that of a base: what WAL it needs is not known.
     wal = None if unreadable else _wal_to_keep(ordered, kept_with_wal, frozenset(reasons))
     return RetentionPlan(verdicts, wal, tuple(_notes(ordered, by_id, policy)))
+
+
+def _possible_chain(ordered: Sequence[RecordHead], backup_id: str) -> Iterator[str]:
+    """Yield what *backup_id* may build on: in each mode, what there is since the last Full before it."""
+    for mode in sorted({head.mode for head in ordered}):
+        earlier = [head for head in ordered if head.mode == mode and head.backup_id < backup_id]
+        fulls = [head.backup_id for head in earlier if head.level is Level.FULL]
+        yield from (head.backup_id for head in earlier if fulls and fulls[-1] <= head.backup_id)
 
 
 def needs_of(head: RecordHead) -> frozenset[str]:

@@ -18,8 +18,11 @@ import msgspec
 from blake3 import blake3
 
 from pgkeep.errors import BackupUnusable, VaultError
+from pgkeep.pg.data_directory import BACKUP_MANIFEST
 from pgkeep.pg.lsn import SystemIdentifier
+from pgkeep.streams.item import EXTENT_BYTES, Buffer
 from pgkeep.streams.record import FileEntry, Level, RecordHead
+from pgkeep.streams.record_io import parse_file
 from pgkeep.vault.file_index import FileIndex
 from pgkeep.vault.layout import (
     BACKUPS_DIRECTORY,
@@ -400,6 +403,22 @@ class HeldBackup:
     def file(self, path: str) -> FileEntry | None:
         """Return what its record says of the file at virtual *path*; None when it names no such file."""
         return self.cluster.file_index(self.head.backup_id).get(path)
+
+    def manifest(self) -> Iterator[Buffer]:
+        """Yield the ``backup_manifest`` that PostgreSQL made with it; raise BackupUnusable when it cannot be read."""
+        with self.cluster.open_backup(self.head.backup_id) as backup:
+            # Whoever asks is about to build on the whole of it.
+            backup.check_volumes()
+            line = next((line for line in backup.lines() if f'/{BACKUP_MANIFEST}"'.encode() in line), None)
+            if line is None:
+                raise BackupUnusable(f"it has no {BACKUP_MANIFEST}")
+            entry = parse_file(line)
+            item = backup.item(entry)
+            try:
+                for offset in range(0, entry.size, EXTENT_BYTES):
+                    yield item.read_extent(offset, min(EXTENT_BYTES, entry.size - offset))
+            finally:
+                item.close()
 
 
 def _render_vault_file(vault_id: str) -> bytes:

@@ -1,0 +1,80 @@
+/*
+ * CRC-32C of a buffer: the twin in C of pg/crc32c.py, which says what it is for.
+ *
+ * x86-64 has an instruction for it since SSE4.2, asked for at run time; elsewhere tables do eight bytes a step.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+static uint32_t tables[8][256];
+
+/* Before main, so that threads find the tables ready. */
+__attribute__((constructor)) static void
+make_tables(void)
+{
+	for (uint32_t byte = 0; byte < 256; byte++) {
+		uint32_t crc = byte;
+
+		for (int bit = 0; bit < 8; bit++)
+			crc = crc >> 1 ^ (crc & 1 ? UINT32_C(0x82F63B78) : 0);
+		tables[0][byte] = crc;
+	}
+	for (int table = 1; table < 8; table++)
+		for (int byte = 0; byte < 256; byte++) {
+			uint32_t crc = tables[table - 1][byte];
+
+			tables[table][byte] = crc >> 8 ^ tables[0][crc & 0xFF];
+		}
+}
+
+static uint32_t
+by_tables(uint32_t crc, const unsigned char *bytes, size_t count)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	for (; count >= 8; count -= 8, bytes += 8) {
+		uint64_t word;
+
+		memcpy(&word, bytes, sizeof(word));
+		word ^= crc;
+		crc = tables[7][word & 0xFF] ^ tables[6][word >> 8 & 0xFF] ^ tables[5][word >> 16 & 0xFF] ^
+		    tables[4][word >> 24 & 0xFF] ^ tables[3][word >> 32 & 0xFF] ^ tables[2][word >> 40 & 0xFF] ^
+		    tables[1][word >> 48 & 0xFF] ^ tables[0][word >> 56];
+	}
+#endif
+	for (; count > 0; count--)
+		crc = crc >> 8 ^ tables[0][(crc ^ *bytes++) & 0xFF];
+	return crc;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("sse4.2"))) static uint32_t
+by_instruction(uint32_t crc, const unsigned char *bytes, size_t count)
+{
+	uint64_t wide = crc;
+
+	for (; count >= 8; count -= 8, bytes += 8) {
+		uint64_t word;
+
+		memcpy(&word, bytes, sizeof(word));
+		wide = __builtin_ia32_crc32di(wide, word);
+	}
+	crc = (uint32_t)wide;
+	for (; count > 0; count--)
+		crc = __builtin_ia32_crc32qi(crc, *bytes++);
+	return crc;
+}
+#endif
+
+/* Return the CRC-32C of count bytes, or of what crc is the checksum of and these bytes after it. */
+uint32_t
+pgkeep_crc32c(uint32_t crc, const unsigned char *bytes, size_t count)
+{
+	crc = ~crc;
+#if defined(__x86_64__)
+	if (__builtin_cpu_supports("sse4.2"))
+		return ~by_instruction(crc, bytes, count);
+#endif
+	return ~by_tables(crc, bytes, count);
+}

@@ -1,0 +1,1 @@
+"""Tests of mode pitr_block."""

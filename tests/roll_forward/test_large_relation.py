@@ -1,0 +1,44 @@
+"""A relation that crosses the gigabyte at which PostgreSQL begins its next file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.lab.cluster import MakeCluster
+from tests.lab.server_user import server_user
+from tests.roll_forward.chains import SETTINGS, Chain, assert_same
+
+GIGABYTE = 1 << 30
+
+
+def test_relation_beyond_its_first_file(make_cluster: MakeCluster, lab_directory: Path) -> None:
+    """Blocks of both files change; then the relation is cut off in the first, and the second is left empty."""
+    cluster = make_cluster(settings=SETTINGS)
+    cluster.sql("CREATE TABLE large AS SELECT 1 AS n, 'first' AS text")
+    cluster.sql("CHECKPOINT")
+    first = cluster.data_directory / cluster.value("SELECT pg_relation_filepath('large')")
+    cluster.stop()
+    # Pages of zeros are new pages to the server, and take no room here.
+    second = first.with_name(f"{first.name}.1")
+    for path, size in ((first, GIGABYTE), (second, 3 * 8192)):
+        with path.open("ab") as file:
+            file.truncate(size)
+    server_user().own(second)
+    cluster.start()
+    cluster.sql("INSERT INTO large VALUES (2, 'in the second file')")
+    assert cluster.value("SELECT max(ctid) FROM large") == "(131074,1)"
+
+    chain = Chain(cluster, lab_directory)
+    chain.take()
+    cluster.sql("UPDATE large SET text = text || ' changed' WHERE n = 1")
+    cluster.sql("INSERT INTO large SELECT 3, repeat('x', 900) FROM generate_series(1, 30)")
+    chain.take()
+    cluster.sql("DELETE FROM large WHERE n > 1")
+    cluster.sql("VACUUM (TRUNCATE) large")
+    assert second.stat().st_size == 0
+    chain.take()
+    target = chain.target("rolled")
+    for done, count in ((0, 2), (2, 3)):
+        chain.roll(target, chain.ids[:count], done=done)
+        combined = chain.combine(chain.ids[:count], f"combined{count}")
+        assert_same(target.data_directory, combined, [])
