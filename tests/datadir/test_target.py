@@ -39,7 +39,7 @@ REFUSALS: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "a dangling link",
         lambda path: (path / "data").symlink_to(path / "nowhere"),
-        "restore target is not a directory: {}/data",
+        "restore target is a link to nowhere: {}/data",
     ),
     (
         "tablespace in use",

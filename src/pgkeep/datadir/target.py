@@ -118,7 +118,12 @@ class Target:
         raise FormatError(f'item has no place in a data directory: "{path}"')
 
     def check(
-        self, *, sizes: Mapping[Path, int] | None = None, is_overwritten: bool = False, may_stop: bool = False
+        self,
+        *,
+        sizes: Mapping[Path, int] | None = None,
+        is_overwritten: bool = False,
+        may_stop: bool = False,
+        is_resumed: bool = False,
     ) -> None:
         """
         Refuse the restore here, before anything is touched.
@@ -127,13 +132,18 @@ class Target:
             sizes: Bytes that will be written beneath each of ``directories``.
             is_overwritten: What stands there will be moved away by the caller: only emptiness is not asked for.
             may_stop: A server that runs there will be stopped by the caller.
+            is_resumed: An earlier run may have renamed what a symbolic link leads to.
 
         Raises:
             RestoreRefused: A server runs there, something is in the way, or a file system has too little space.
         """
         self._check_paths()
         for directory in self.directories:
-            self._check_kind(directory)
+            if is_resumed or not directory.is_symlink() or directory.exists():
+                self._check_kind(Path(os.path.realpath(directory)))
+            else:
+                # The disk that it leads to may not be mounted.
+                raise RestoreRefused(f"restore target is a link to nowhere: {directory}")
         postmaster = running_postmaster(self.data_directory) if self.data_directory.is_dir() else None
         if postmaster is not None and not may_stop:
             raise RestoreRefused(
@@ -201,7 +211,6 @@ class Target:
                     )
 
     def _check_kind(self, directory: Path) -> None:
-        directory = Path(os.path.realpath(directory))
         if os.path.lexists(directory) and not directory.is_dir():
             raise RestoreRefused(f"restore target is not a directory: {directory}")
         existing = _existing_ancestor(directory)

@@ -150,6 +150,7 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         sizes={} if applied else _sizes(request, target),
         is_overwritten=bool(aside or wiped),
         may_stop=request.overwrite_existing,
+        is_resumed=request.unfinished is not None,
     )
     if original is not None and request.start:
         _check_port(original, request)
