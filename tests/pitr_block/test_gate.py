@@ -9,6 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from pgkeep.errors import ServerError, SettingsError
+from pgkeep.modes.pitr_block import check_server
+from pgkeep.server import queries
+from pgkeep.server.connection import ConnectionTarget, Server
 from pgkeep.streams.record import Level
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.server_user import server_user
@@ -242,3 +245,23 @@ def test_old_server(old_keeper: Keeper) -> None:
         f"error: mode pitr_block needs PostgreSQL 17 or later, {where(old_keeper.cluster)} is {version}",
         "hint: use mode=pitr, whose Incrementals are WAL or changed files",
     ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("block_size", "16384"), ("segment_size", "512MB")])
+def test_other_builds(shared_cluster: Cluster, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose files a restore could not roll forward is refused before the first byte."""
+    known = queries.setting
+    monkeypatch.setattr(queries, "setting", lambda server, asked: value if asked == name else known(server, asked))
+    with (
+        Server.open(ConnectionTarget(**shared_cluster.connection_arguments())) as server,
+        pytest.raises(ServerError) as refused,
+    ):
+        check_server(server)
+    assert f"built with {name}" in refused.value.message
+    assert refused.value.message.endswith(f"has {value}")
+
+
+def test_this_build(shared_cluster: Cluster) -> None:
+    """A server built as all packages are is fine."""
+    with Server.open(ConnectionTarget(**shared_cluster.connection_arguments())) as server:
+        check_server(server)

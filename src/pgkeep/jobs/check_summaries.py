@@ -6,7 +6,7 @@ import datetime as dt
 
 from pgkeep.errors import CheckFailed
 from pgkeep.jobs.named_tests import Warned
-from pgkeep.modes.pitr_block import check_version
+from pgkeep.modes.pitr_block import check_server
 from pgkeep.modes.pitr_block_gate import days
 from pgkeep.server.connection import Server
 from pgkeep.server.wal_summaries import is_summarizing, keep_time, summarizer
@@ -25,7 +25,7 @@ def check_summaries(server: Server, *, wanted: dt.timedelta) -> str:
         CheckFailed: It writes no summaries.
         Warned: It keeps them for less than *wanted*.
     """
-    check_version(server)
+    check_server(server)
     if not is_summarizing(server):
         raise CheckFailed(
             "summarize_wal is off: every Differential and Incremental would be made as a Full",

@@ -26,9 +26,13 @@ from pgkeep.modes.pitr import ALL_LEVELS, PitrOptions, PitrPlan, flushed_lsn, he
 from pgkeep.modes.pitr_block_gate import Gate, Obstacle
 from pgkeep.pg.capabilities import version_text
 from pgkeep.pg.lsn import Lsn
+from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.streams.item import ItemHeader
 from pgkeep.streams.record import Level
+
+_BUILT_WITH = {"block_size": "8192", "segment_size": "1GB"}
+"""What every build has unless somebody asked for another; the files of others are read as nonsense."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,7 @@ class PitrBlockMode:
 
     def plan(self, request: BackupRequest, *, server: Server, history: History) -> PitrBlockPlan:
         """Choose base and level; refuse, or fall back to a Full, where a chain could not be restored."""
-        check_version(server)
+        check_server(server)
         facts = gather_facts(server)
         held = held_in_common(history, facts)
         flushed = flushed_lsn(request, server, facts, held)
@@ -118,13 +122,20 @@ def _open(plan: PitrBlockPlan, server: Server) -> Iterator[Source]:
         source.close()
 
 
-def check_version(server: Server) -> None:
-    """Raise ServerError when *server* makes no incremental backups."""
+def check_server(server: Server) -> None:
+    """Raise ServerError when *server* makes no incremental backups, or none that a restore could roll forward."""
     if not server.capabilities.has_incremental_backup:
         raise ServerError(
             f"mode pitr_block needs PostgreSQL 17 or later, {server.where} is {version_text(server.version)}",
             hint="use mode=pitr, whose Incrementals are WAL or changed files",
         )
+    for name, expected in _BUILT_WITH.items():
+        found = queries.setting(server, name)
+        if found != expected:
+            raise ServerError(
+                f"mode pitr_block needs a server built with {name} {expected}, {server.where} has {found}",
+                hint="use mode=pitr",
+            )
 
 
 def _choose_base(
