@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from tests.lab.cluster import MakeCluster
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user
 from tests.lab.smallfs import small_filesystem
@@ -117,3 +118,30 @@ def test_a_directory_of_another_cluster_is_never_replaced(make_keeper: MakeKeepe
     assert status == 8
     assert refusal[0].startswith(f"error: {data} holds another cluster: its system identifier is ")
     assert [path.name for path in lab_directory.glob("other*")] == ["other"]
+
+
+def test_a_tablespace_of_another_cluster_is_never_replaced(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> None:
+    """overwrite_existing takes no tablespace from a server that runs, and wipe_pgdata none that may be another's."""
+    keeper = make_keeper()
+    lab = keeper.directory
+    other = make_cluster("other", major=keeper.cluster.major)
+    for cluster, name in ((keeper.cluster, "ours"), (other, "theirs")):
+        server_user().own(make_directory(lab / name))
+        cluster.sql(f"CREATE TABLESPACE fast LOCATION '{lab / name}'")
+    other.sql("CREATE TABLE precious TABLESPACE fast AS SELECT 7 AS answer")
+    keeper.backup("full", "local")
+    [inside] = (lab / "theirs").iterdir()
+    asked = [f"--pgdata-dir={lab / 'copy'}", f"--tablespace-map=fast:{lab / 'theirs'}", "--overwrite-existing"]
+    assert keeper.refuse(*asked) == (
+        8,
+        [
+            f"error: {inside} is in use: it is a tablespace of the server in {other.data_directory}",
+            "hint: name another directory in the tablespace map",
+        ],
+    )
+    other.stop()
+    status, [error, hint] = keeper.refuse(*asked, "--wipe-pgdata")
+    assert status == 8
+    assert error == f"error: {inside} is no tablespace of the cluster in {lab / 'copy'}: it may be another one's"
+    assert hint.startswith("hint: leave wipe_pgdata out, so that it is renamed")
+    assert other.start().value("SELECT answer FROM precious") == 7

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_SERVER_NAMES = frozenset({"postgres", "postmaster"})
 _INTERPRETERS = ("python", "pypy", "sh", "bash", "dash", "perl", "ruby")
 
 
@@ -70,10 +71,16 @@ class Process:
         path = Path(text)
         if path.is_absolute():
             return path
+        directory = self.working_directory
+        return directory / path if directory is not None else path.absolute()
+
+    @property
+    def working_directory(self) -> Path | None:
+        """Where it works; None when it is gone, or when we may not know."""
         try:
-            return Path(os.readlink(_PROC / str(self.pid) / "cwd")) / path
+            return Path(os.readlink(_PROC / str(self.pid) / "cwd"))
         except OSError:
-            return path.absolute()
+            return None
 
     def __str__(self) -> str:
         return f"process {self.pid}, {' '.join(self.words)[:120]}"
@@ -87,6 +94,18 @@ def all_processes() -> Iterator[Process]:
             namespace = _mount_namespace(process.pid)
             if not namespace or namespace == own:
                 yield process
+
+
+def running_data_directories() -> set[Path]:
+    """Return the data directories in which servers run on this host, as far as we may look."""
+    found = set()
+    for process in all_processes():
+        if process.names & _SERVER_NAMES:
+            # A server's processes work in its data directory.
+            directory = process.working_directory
+            if directory is not None and (directory / "global/pg_control").exists():
+                found.add(directory)
+    return found
 
 
 def read_process(pid: int) -> Process | None:

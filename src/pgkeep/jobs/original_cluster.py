@@ -36,11 +36,16 @@ class OriginalCluster:
 
     def tablespaces(self) -> dict[int, Path]:
         """Return the directories of its tablespaces outside the data directory, by OID."""
-        try:
-            entries = sorted((self.data_directory / TABLESPACES).iterdir())
-        except OSError:
-            return {}
+        return tablespaces_of(self.data_directory)
+
+
+def tablespaces_of(data_directory: Path) -> dict[int, Path]:
+    """Return the directories of a cluster's tablespaces outside its *data_directory*, by OID; none that we may see."""
+    try:
+        entries = sorted((data_directory / TABLESPACES).iterdir())
         return {int(entry.name): Path(os.readlink(entry)) for entry in entries if _is_link_of_a_tablespace(entry)}
+    except OSError:
+        return {}
 
 
 def _is_link_of_a_tablespace(entry: Path) -> bool:

@@ -16,6 +16,7 @@ from pgkeep.datadir.supervisor import find_supervisor
 from pgkeep.datadir.target import Target, spaces
 from pgkeep.errors import PgkeepError, RestoreRefused
 from pgkeep.jobs.amount import size_text
+from pgkeep.jobs.foreign_tablespaces import check_not_foreign
 from pgkeep.jobs.original_cluster import OriginalCluster
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restored_checks import WantedChecks
@@ -205,6 +206,12 @@ def _cleared(
     in_the_way = [path for path in directories_in_the_way(target, later) if str(path) not in leftovers]
     if in_the_way:
         _check_identity(request)
+        check_not_foreign(
+            in_the_way,
+            data_directory=request.data_directory,
+            version_directory=target.version_directory,
+            is_wiped=request.wipe,
+        )
     return ((), in_the_way) if request.wipe else (set_aside(in_the_way, now=now), ())
 
 
