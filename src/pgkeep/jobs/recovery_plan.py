@@ -288,7 +288,8 @@ def _is_on(history: TimelineHistory, head: RecordHead) -> bool:
 def _is_past(target: RecoveryTarget, head: RecordHead) -> bool:
     """Tell whether replay to *target* surely passes the end of *head*."""
     if target.kind is TargetKind.TIME:
-        return target.time >= stop_time(head)
+        # WAL that a standby gave is of no known time.
+        return bool(head.stop_time) and target.time >= stop_time(head)
     return target.kind is TargetKind.LATEST or (target.kind is TargetKind.LSN and target.lsn >= _end(head))
 
 
