@@ -155,8 +155,9 @@ def test_a_flipped_bit_in_a_backup(two_fulls: tuple[Keeper, dict[str, Mark], lis
 
 
 def test_a_flipped_bit_in_the_archive(two_fulls: tuple[Keeper, dict[str, Mark], list[str]]) -> None:
-    """Verify finds it; archive-get stops recovery, whoever asks, and no server is promoted before the target."""
+    """Verify finds it, phase 1 refuses to go there, and a server that asks for it stops before the target."""
     keeper, marks, _ = two_fulls
+    alone = keeper.restore(start=False)
     damaged = max((keeper.vault / "main/wal").rglob("*.zst"))
     flip(damaged, damaged.stat().st_size // 2)
     name = damaged.name.removesuffix(".zst")
@@ -166,10 +167,10 @@ def test_a_flipped_bit_in_the_archive(two_fulls: tuple[Keeper, dict[str, Mark], 
         command = [program, "archive-get", f"--vault={keeper.vault}", "--cluster=main", name, target]
         assert 125 < server_user().run(command, env=environment(), check=False).returncode < 256
         assert not target.exists()
-    last = f"--target-lsn={marks['last'].lsn}"
-    assert keeper.restore(last, status=9).postmaster() == []
-    # Without pgkeep to watch it, the server stops by itself.
-    alone = keeper.restore(start=False)
+    status, [refusal] = keeper.refuse(f"--pgdata-dir={keeper.directory}/there", f"--target-lsn={marks['last'].lsn}")
+    assert status == 5
+    assert refusal.startswith(f"error: the archive's copy of {name} cannot be used: {name} is damaged: ")
+    # Prepared while it was whole, and without pgkeep to watch it, the server stops by itself.
     pg_ctl = [keeper.cluster.installation.program("pg_ctl"), "-D", alone.data_directory, "-t", "60", "-w", "start"]
     assert server_user().run(pg_ctl, env=environment(), check=False).returncode != 0
     assert alone.postmaster() == []
