@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from pgkeep.modes.parallel_dump_outbox import Outbox
 from pgkeep.modes.parallel_dump_plan import ParallelDumpPlan
-from pgkeep.server.copy_out import RECEIVE_BYTES, Chunk, CopyOut
+from pgkeep.server.copy_out import Chunk, CopyOut
+from pgkeep.server.plain_line import BUFFER_BYTES
 from pgkeep.streams.compression import Compression, compress
 from pgkeep.streams.item import CHUNK_BYTES, Buffer
 
@@ -43,7 +44,7 @@ def piped_chunks(
     while first is not None:
         buffer = outbox.take_permit()
         if plan.compression is Compression.NONE:
-            chunk = Chunk(limit + CHUNK_BYTES - RECEIVE_BYTES, buffer)
+            chunk = Chunk(limit + CHUNK_BYTES - BUFFER_BYTES, buffer)
             while first is not None:
                 chunk.make_room(len(first))
                 chunk.buffer[chunk.filled : chunk.filled + len(first)] = first

@@ -8,7 +8,6 @@ the interpreter is the bottleneck then.
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,18 +17,14 @@ from psycopg.pq import ExecStatus
 from pgkeep.errors import ServerError
 from pgkeep.pg import server_message as messages
 from pgkeep.pg.copy_rows import CopyProgress, CopyState, row_taker
-from pgkeep.server.plain_line import is_plain
+from pgkeep.server.plain_line import BUFFER_BYTES, PlainLine, is_plain
 from pgkeep.server.refusals import query_refusal, refusal
 from pgkeep.server.waiting import SocketWait
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-RECEIVE_BYTES = 256 << 10
-"""As much as a Unix socket holds."""
-_ENOUGH_BYTES = 64 << 10
 _LARGEST_ASIDE = 1 << 20
-_ASIDES = frozenset({messages.NOTICE, messages.PARAMETER_STATUS, messages.NOTIFICATION})
 
 
 class Chunk:
@@ -44,7 +39,7 @@ class Chunk:
     def __init__(self, wanted: int, buffer: bytearray | None = None) -> None:
         self.wanted = wanted
         # Pages that nobody writes to cost nothing.
-        self.buffer = bytearray(wanted + RECEIVE_BYTES) if buffer is None else buffer
+        self.buffer = bytearray(wanted + BUFFER_BYTES) if buffer is None else buffer
         self.filled = 0
         self.rows = 0
 
@@ -93,104 +88,45 @@ class _PlainCopy:
     """A COPY that is read from the socket itself, up to where the server is ready again."""
 
     def __init__(self, descriptor: int, command: str, *, where: str, wait: SocketWait) -> None:
-        self._descriptor = descriptor
-        self._where = where
-        self._wait = wait
-        self._buffer = bytearray(RECEIVE_BYTES)
-        self._view = memoryview(self._buffer)
-        self._start = 0
-        self._end = 0
-        self._is_dry = True
+        # Rows come in parts, so that only what comes between them has a limit.
+        self._line = PlainLine(descriptor, where=where, wait=wait, largest_bytes=_LARGEST_ASIDE)
         self._has_begun = False
         self._progress = CopyProgress()
         self._take = row_taker()
-        self._send(messages.render_query(command))
+        self._line.send(messages.render_query(command))
 
     def read(self, chunk: Chunk) -> bool:
         """Put rows into *chunk* until it is full; return whether the COPY is over."""
-        progress = self._progress
+        line, progress = self._line, self._progress
         while not self._has_begun:
-            kind, _ = self._message()
-            self._has_begun = kind == messages.COPY_OUT
+            self._has_begun = self._next_kind() == messages.COPY_OUT
         while True:
-            chunk.make_room(self._end - self._start)
+            unread = line.unread
+            chunk.make_room(len(unread))
             left = max(1, chunk.wanted - chunk.filled)
             with memoryview(chunk.buffer) as room:
-                state = self._take(self._view[self._start : self._end], room[chunk.filled :], left, progress)
+                state = self._take(unread, room[chunk.filled :], left, progress)
             chunk.filled += progress.produced
             chunk.rows += progress.rows
-            self._start += progress.consumed
+            line.take(progress.consumed)
             if state is CopyState.MORE:
-                self._receive()
+                line.receive()
             elif state is CopyState.ENOUGH:
                 return False
             elif state is CopyState.BROKEN:
-                raise ServerError(f"PostgreSQL at {self._where} broke the protocol in COPY: a row without content")
-            else:
-                kind, _ = self._message()
-                if kind == messages.READY_FOR_QUERY:
-                    return True
+                raise ServerError(f"PostgreSQL at {line.where} broke the protocol in COPY: a row without content")
+            elif self._next_kind() == messages.READY_FOR_QUERY:
+                return True
 
-    def _message(self) -> tuple[int, bytes]:
-        """Take the next message, which holds no row; raise ServerError when it is an error."""
-        while True:
-            kind, length = 0, 0
-            if self._end - self._start >= messages.FRAME.size:
-                kind, length = messages.FRAME.unpack_from(self._buffer, self._start)
-                if not messages.LENGTH_BYTES <= length <= _LARGEST_ASIDE:
-                    raise ServerError(f"PostgreSQL at {self._where} broke the protocol in COPY")
-            after = self._start + 1 + length
-            if length and after <= self._end:
-                body = bytes(self._view[self._start + messages.FRAME.size : after])
-                self._start = after
-                if kind == messages.ERROR:
-                    report = messages.parse_report(memoryview(body))
-                    raise refusal(
-                        report.state, report.message_primary or "", where=self._where, hint=report.message_hint or ""
-                    )
-                return kind, body
-            self._receive(1 + length)
-
-    def _receive(self, wanted: int = 0) -> None:
-        """Take what there is, at least a byte, behind what is left."""
-        kept = self._end - self._start
-        if wanted > len(self._buffer):
-            grown = bytearray(wanted)
-            grown[:kept] = self._view[self._start : self._end]
-            self._buffer, self._view = grown, memoryview(grown)
-        elif self._start:
-            self._view[:kept] = self._view[self._start : self._end]
-        self._start, self._end = 0, kept
-        while True:
-            if self._is_dry:
-                self._wait.readable()
-            else:
-                self._wait.check()
-            try:
-                taken = os.readv(self._descriptor, [self._view[self._end :]])
-            except BlockingIOError:
-                self._is_dry = True
-                continue
-            except OSError as error:
-                raise self._lost(f"could not receive data from server: {error.strerror}") from error
-            if not taken:
-                raise self._lost("server closed the connection unexpectedly")
-            self._is_dry = taken < _ENOUGH_BYTES
-            self._end += taken
-            return
-
-    def _send(self, message: bytes) -> None:
-        left = memoryview(message)
-        while left:
-            try:
-                left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:
-                self._wait.writable()
-            except OSError as error:
-                raise self._lost(f"could not send data to server: {error.strerror}") from error
-
-    def _lost(self, reason: str) -> ServerError:
-        return refusal(None, reason, where=self._where)
+    def _next_kind(self) -> int:
+        """Take the next message, which holds no row, and return its type; raise ServerError when it is an error."""
+        kind, body = self._line.message()
+        if kind == messages.ERROR:
+            report = messages.parse_report(body)
+            raise refusal(
+                report.state, report.message_primary or "", where=self._line.where, hint=report.message_hint or ""
+            )
+        return kind
 
 
 class _LibpqCopy:

@@ -58,10 +58,12 @@ class PlainLine:
         descriptor: The socket, which does not block; libpq owns it.
         where: The server's place, for messages.
         wait: For the same socket.
+        largest_bytes: The largest message that is taken.
     """
 
-    def __init__(self, descriptor: int, *, where: str, wait: SocketWait) -> None:
+    def __init__(self, descriptor: int, *, where: str, wait: SocketWait, largest_bytes: int = LARGEST_BYTES) -> None:
         self.where = where
+        self._largest_bytes = largest_bytes
         self._descriptor = descriptor
         self._wait = wait
         self._buffer = bytearray(BUFFER_BYTES)
@@ -89,6 +91,19 @@ class PlainLine:
                 self._start = after
                 return self._buffer[start], self._view[start + FRAME.size : after]
             self._receive(after - start)
+
+    @property
+    def unread(self) -> memoryview:
+        """What has come and was not taken yet, for who takes messages apart himself; valid until more is received."""
+        return self._view[self._start : self._end]
+
+    def take(self, count: int) -> None:
+        """Count the first *count* bytes of ``unread`` as taken."""
+        self._start += count
+
+    def receive(self) -> None:
+        """Wait for more behind what is unread; something of a full buffer must have been taken before."""
+        self._receive(0)
 
     def copy_data(self) -> Iterator[memoryview]:
         """Yield the bodies of the CopyData messages that come next, up to a message of another type."""
@@ -144,10 +159,10 @@ class PlainLine:
         if start + FRAME.size > self._end:
             return start, start + FRAME.size
         kind, length = FRAME.unpack_from(self._buffer, start)
-        if not LENGTH_BYTES <= length <= LARGEST_BYTES:
+        if not LENGTH_BYTES <= length <= self._largest_bytes:
             raise ServerError(
                 f"PostgreSQL at {self.where} broke the protocol: a message of type {bytes((kind,))!r} "
-                f"has the length {length}, expected {LENGTH_BYTES} to {LARGEST_BYTES}"
+                f"has the length {length}, expected {LENGTH_BYTES} to {self._largest_bytes}"
             )
         return start, start + _KIND_BYTES + length
 
