@@ -175,6 +175,10 @@ class PartsLoader:
         finally:
             session.close()
 
+    def fail(self, error: BaseException) -> None:
+        """End the load with *error*, from any thread: what is taken next raises it."""
+        self._gate.fail(error)
+
     def close(self) -> None:
         """End what is unfinished."""
         self._gate.fail(Stopped())

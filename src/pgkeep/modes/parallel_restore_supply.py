@@ -40,6 +40,8 @@ def load_parts(loader: PartsLoader, root: str, supply: Supply) -> None:
                 loader.take(item)
         except BaseException as met:  # noqa: BLE001 - raised again below
             error.append(met)
+            # Hours of loading what is given up anyway would hide it.
+            loader.fail(met)
 
     feeder = threading.Thread(target=feed, name="feed", daemon=True)
     feeder.start()
