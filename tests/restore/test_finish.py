@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.cluster import MakeCluster
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
@@ -55,6 +56,23 @@ def test_a_prepared_restore_is_finished(keeper: Keeper, action: str) -> None:
     status, refusal = refused("finish", restored.data_directory)
     assert status == 8
     assert refusal[0].endswith(f"into {restored.data_directory} is finished already")
+
+
+def test_another_cluster_is_not_finished(keeper: Keeper, make_cluster: MakeCluster) -> None:
+    """A cluster that somebody has put where a restore was prepared is neither started nor changed by finish."""
+    Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    restored = keeper.restore(start=False)
+    data = restored.data_directory
+    data.rename(data.with_name("elsewhere"))
+    other = make_cluster("other", major=keeper.cluster.major, start=False)
+    other.data_directory.rename(data)
+    before = (data / "postgresql.auto.conf").read_text()
+    status, refusal = refused("finish", data)
+    assert status == 8
+    assert refusal[0].startswith(f"error: {data} holds another cluster than the restore ")
+    assert (data / "postgresql.auto.conf").read_text() == before
+    assert restored.postmaster() == []
 
 
 def refused(verb: str, data_directory: Path, *more: str) -> tuple[int, list[str]]:

@@ -10,7 +10,7 @@ import msgspec
 
 from pgkeep.datadir.instance import PrivateAccess
 from pgkeep.datadir.owner import Owner
-from pgkeep.datadir.postmaster import PostmasterFile, running_postmaster
+from pgkeep.datadir.postmaster import PostmasterFile, read_control_file, running_postmaster
 from pgkeep.errors import RestoreRefused, ToolError
 from pgkeep.jobs.fenced_server import FencedServer, Voice
 from pgkeep.jobs.own_configuration import put_back_outside
@@ -23,7 +23,7 @@ from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.restored_checks import WantedChecks
 from pgkeep.jobs.standby_finish import is_primary_to_be_asked, learn_of_primary
 from pgkeep.jobs.unfinished import ran_by_hand
-from pgkeep.pg.data_directory import POSTMASTER_OPTIONS
+from pgkeep.pg.data_directory import CONTROL_FILE, POSTMASTER_OPTIONS
 from pgkeep.pg.recovery import TargetKind
 
 _STARTING_SECONDS = 10
@@ -48,6 +48,7 @@ def run_phases(
         PgkeepError: A phase failed; what the state says is done stays done.
     """
     log = PhaseLog(voice.say, phases_done=run.state.phases_done)
+    _check_is_ours(run)
     if run.state.phases_done < 3:
         _check_never_started(run)
         settings = settings_of_recovery(run.state, run.state.target, socket=None)
@@ -88,6 +89,21 @@ def _learn_of_primary(run: RestoreRun, voice: Voice) -> None:
     # Recorded last: what is killed before that asks again.
     write_recovery_files(state, settings, warn=voice.warn)
     run.record(**changes)
+
+
+def _check_is_ours(run: RestoreRun) -> None:
+    """Refuse to touch another cluster that somebody has put there since: the state names a path only."""
+    state = run.state
+    if not (state.directory / CONTROL_FILE).exists():
+        # It has its name when phase 3 is done.
+        return
+    found = str(int(read_control_file(state.directory).system_identifier))
+    if found != state.system_identifier:
+        raise RestoreRefused(
+            f"{state.directory} holds another cluster than the restore {state.restore_id} laid down: its system "
+            f"identifier is {found}, expected {state.system_identifier}",
+            hint=f"nothing was touched; if that cluster is to stay, remove {run.directory.path}",
+        )
 
 
 def _check_never_started(run: RestoreRun) -> None:
