@@ -10,12 +10,12 @@ from typing import Any
 
 from pgkeep.modes.contract import BackupRequest, Base
 from pgkeep.modes.dump import DumpMode
-from pgkeep.modes.dump_items import Select, content_of
+from pgkeep.modes.dump_items import Select
 from pgkeep.modes.dump_plan import DumpOptions, DumpPlan
 from pgkeep.modes.dump_restore import restore
 from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, DumpRestorePlan, plan_restore
 from pgkeep.server.connection import ConnectionTarget, Server
-from pgkeep.streams.item import BytesItem, Item, ItemHeader, ItemKind
+from pgkeep.streams.item import BytesItem, Item, ItemHeader, ItemKind, content_of
 from pgkeep.streams.record import Level, RecordHead, new_backup_id
 from tests.lab.cluster import Cluster
 

@@ -33,7 +33,7 @@ from pgkeep.errors import BackupUnusable, FormatError
 from pgkeep.pg.crc32c import crc32c
 from pgkeep.pg.data_directory import BACKUP_MANIFEST, page_file
 from pgkeep.pg.incremental_file import IncrementalHeader, is_incremental, parse_header, relation_path
-from pgkeep.streams.item import EXTENT_BYTES, Buffer, DetachedItem, ItemHeader, ItemKind, StreamedItem
+from pgkeep.streams.item import Buffer, DetachedItem, ItemHeader, ItemKind, StreamedItem, content_of
 
 Applied = Callable[[str], object]
 """Takes the id of a backup that is applied, checked and durable."""
@@ -269,24 +269,12 @@ class RollForward(LayDown):
 
     def _take_manifest(self, item: DetachedItem | StreamedItem) -> None:
         digest, size = blake3(), 0
-        for piece in _content(item):
+        for piece in content_of(item):
             self._check.feed(piece)
             digest.update(piece)
             size += len(piece)
         if self._note is not None:
             self._note(item.header, size, digest.hexdigest())
-
-
-def _content(item: DetachedItem | StreamedItem) -> Iterator[Buffer]:
-    if not hasattr(item, "read_extent"):
-        yield from item.chunks()
-        return
-    detached = cast("DetachedItem", item)
-    try:
-        for offset in range(0, item.header.size, EXTENT_BYTES):
-            yield detached.read_extent(offset, min(EXTENT_BYTES, item.header.size - offset))
-    finally:
-        detached.close()
 
 
 def _skip(item: DetachedItem | StreamedItem) -> None:

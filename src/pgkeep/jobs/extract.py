@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pgkeep.datadir.durable import sync_directory
 from pgkeep.errors import FormatError, RestoreRefused
-from pgkeep.modes.dump_items import content_of
-from pgkeep.streams.item import DetachedItem, ItemKind, StreamedItem
+from pgkeep.streams.item import DetachedItem, ItemKind, StreamedItem, content_of
 
 
 def extract(items: Iterable[StreamedItem | DetachedItem], *, root: str, directory: Path) -> list[Path]:

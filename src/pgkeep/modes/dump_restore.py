@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgkeep.errors import BackupUnusable, ServerError
-from pgkeep.modes.dump_items import Supply, content_of
+from pgkeep.modes.dump_items import Supply
 from pgkeep.modes.dump_restore_plan import NAME_BYTES, TEMPORARY, DumpRestorePlan, DumpTarget, holds_nothing
 from pgkeep.modes.dump_staging import check_space, staging_directory, write_staged
 from pgkeep.modes.parallel_restore import PartsLoader
@@ -43,7 +43,7 @@ from pgkeep.server.pg_restore import (
 )
 from pgkeep.server.tools import Toolbox, ToolVersion
 from pgkeep.streams.compression import decompress
-from pgkeep.streams.item import Buffer, ItemKind
+from pgkeep.streams.item import Buffer, ItemKind, content_of
 
 
 def restore(

@@ -18,7 +18,6 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from pgkeep.errors import BackupUnusable
-from pgkeep.modes.dump_items import content_of
 from pgkeep.modes.dump_staging import write_staged
 from pgkeep.modes.parallel_dump_outbox import Stopped
 from pgkeep.modes.parallel_dump_plan import (
@@ -37,7 +36,7 @@ from pgkeep.modes.parallel_restore_proof import LoadingTable, check_chunks, chec
 from pgkeep.server.copy_in import copy_in
 from pgkeep.server.database import refusal_as_error
 from pgkeep.streams.compression import Compression, decompress
-from pgkeep.streams.item import Buffer, DetachedItem, StreamedItem
+from pgkeep.streams.item import Buffer, DetachedItem, StreamedItem, content_of
 
 AnyItem = StreamedItem | DetachedItem
 RunSection = Callable[[str, "Path | Iterable[Buffer]"], None]

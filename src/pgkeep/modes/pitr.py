@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,16 +149,7 @@ class PitrMode:
 
     def open(self, plan: Any, *, server: Server) -> AbstractContextManager[Source]:
         """Begin the backup."""
-        return _open(plan, server)
-
-
-@contextmanager
-def _open(plan: PitrPlan, server: Server) -> Iterator[Source]:
-    source = _source_kind(plan.transport)(plan, server)
-    try:
-        yield source
-    finally:
-        source.close()
+        return closing(_source_kind(plan.transport)(plan, server))
 
 
 def _source_kind(transport: str) -> Any:

@@ -15,7 +15,7 @@ so that those of a chain stand side by side::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,18 +108,9 @@ class PitrBlockMode:
 
     def open(self, plan: Any, *, server: Server) -> AbstractContextManager[Source]:
         """Begin the backup."""
-        return _open(plan, server)
+        from pgkeep.modes.pitr_block_source import PitrBlockSource
 
-
-@contextmanager
-def _open(plan: PitrBlockPlan, server: Server) -> Iterator[Source]:
-    from pgkeep.modes.pitr_block_source import PitrBlockSource
-
-    source = PitrBlockSource(plan, server)
-    try:
-        yield source
-    finally:
-        source.close()
+        return closing(PitrBlockSource(plan, server))
 
 
 def check_server(server: Server) -> None:

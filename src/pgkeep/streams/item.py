@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 Buffer = bytes | bytearray | memoryview
 
@@ -155,6 +155,20 @@ class BytesItem:
         """Yield the content in chunks."""
         for offset in range(0, len(self.content), CHUNK_BYTES):
             yield self.content[offset : offset + CHUNK_BYTES]
+
+
+def content_of(item: StreamedItem | DetachedItem) -> Iterator[Buffer]:
+    """Yield the content of *item* in order, whichever kind it is; a detached one is closed behind it."""
+    if not hasattr(item, "read_extent"):
+        yield from item.chunks()
+        return
+    detached = cast("DetachedItem", item)
+    try:
+        size = item.header.size
+        for offset in range(0, size, EXTENT_BYTES):
+            yield detached.read_extent(offset, min(EXTENT_BYTES, size - offset))
+    finally:
+        detached.close()
 
 
 class Sink(Protocol):

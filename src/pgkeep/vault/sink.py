@@ -27,13 +27,13 @@ from blake3 import blake3
 from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.extents import ExtentPool, StreamedExtents
 from pgkeep.streams.item import (
-    EXTENT_BYTES,
     Buffer,
     DetachedItem,
     Item,
     ItemRole,
     StreamedItem,
     UnchangedItem,
+    content_of,
 )
 from pgkeep.streams.record import FileEntry, RecordHead, RecordTail, VolumeEntry
 from pgkeep.streams.record_io import render_file, render_head, render_tail
@@ -282,14 +282,14 @@ class VaultSink:
 
     def _archive_wal(self, item: StreamedItem | DetachedItem) -> None:
         name = item.header.path.rpartition("/")[2]
-        self._archive.put(name, _content_of(item), compression_level=self._compression_level)
+        self._archive.put(name, content_of(item), compression_level=self._compression_level)
 
     def _accept_backup_wal(self, item: StreamedItem | DetachedItem) -> None:
         """Read *item* once, into the archive and into a volume."""
         extents = StreamedExtents(self._pool, item)
 
         def both() -> Iterator[Buffer]:
-            for chunk in _content_of(item):
+            for chunk in content_of(item):
                 extents.write(chunk)
                 yield chunk
 
@@ -324,16 +324,3 @@ class VaultSink:
             os.fsync(self._directory_fd)
             file.publish(MANIFEST_FILE)
             os.fsync(self._directory_fd)
-
-
-def _content_of(item: StreamedItem | DetachedItem) -> Iterator[Buffer]:
-    """Yield the content of *item*, of whichever kind; close it when it is to be closed."""
-    if not hasattr(item, "read_extent"):
-        yield from item.chunks()
-        return
-    detached = cast("DetachedItem", item)
-    try:
-        for offset in range(0, detached.header.size, EXTENT_BYTES):
-            yield detached.read_extent(offset, min(EXTENT_BYTES, detached.header.size - offset))
-    finally:
-        detached.close()
