@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.lab.packages import Unavailable, _apt, _debian_archive, _run
-from tests.lab.servers import _cached, cache_directory
+from tests.lab.servers import cache_directory, cached
 
 VERSION = "15.0.3"
 _SUITE = "bookworm"
@@ -84,7 +84,7 @@ class BaculaInstallation:
 @cache
 def bacula_installation() -> BaculaInstallation:
     """Return Bacula from the cache; fetch and unpack it first where it is missing."""
-    root = _cached(f"bacula-{VERSION}", _unpack)
+    root = cached(f"bacula-{VERSION}", _unpack)
     return BaculaInstallation(root, _nosleep(root.parent))
 
 

@@ -16,6 +16,7 @@ import psycopg
 
 from tests.lab.guardian import Guardian
 from tests.lab.installation import Installation
+from tests.lab.new_cluster import copy_new_cluster
 from tests.lab.server_user import server_user
 from tests.lab.servers import newest_installation
 
@@ -87,9 +88,7 @@ class Cluster:
             settings: Added to the lab's own; an empty value removes one of those.
             initdb_options: More words for initdb, such as ``--waldir=...``.
         """
-        command: list[str | Path] = [
-            installation.program("initdb"),
-            f"--pgdata={data_directory}",
+        options = [
             f"--username={SUPERUSER}",
             "--auth=trust",
             "--encoding=UTF8",
@@ -98,10 +97,19 @@ class Cluster:
             f"--wal-segsize={wal_segment_size_mb}",
         ]
         if data_checksums:
-            command.append("--data-checksums")
+            options.append("--data-checksums")
         elif installation.major >= 18:
-            command.append("--no-data-checksums")
-        server_user().run([*command, *initdb_options], env=_environment())
+            options.append("--no-data-checksums")
+        if initdb_options:
+            command: list[str | Path] = [
+                installation.program("initdb"),
+                f"--pgdata={data_directory}",
+                *options,
+                *initdb_options,
+            ]
+            server_user().run(command, env=_environment())
+        else:
+            copy_new_cluster(installation, data_directory, options, env=_environment())
         cluster = cls(installation, data_directory)
         cluster.configure(_SETTINGS | dict(settings or {}))
         return cluster

