@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import threading
 import time
 
 from pgkeep.pg.lsn import Lsn
-from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
+from tests.survive.job import Job, Point
+
+COPYING: Point = ("STOP", 1, "open", r"/base/\d+/")
 
 
 def wal_files(keeper: Keeper) -> list[str]:
@@ -61,38 +62,19 @@ def test_transaction_that_ended_while_a_backup_ran(keeper: Keeper) -> None:
     ledger = Ledger(keeper.cluster)
     first = keeper.backup("full", "local").report
     ledger.mark("before")
-    # A second table, so that reading takes long enough for something to happen meanwhile.
-    keeper.cluster.sql("CREATE TABLE bulk AS SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 60000) AS n")
-    marks = []
-
-    def make_marks() -> None:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgkeep'"
-        wait_for(lambda: keeper.cluster.value(query) > 0 or bool(done), "the backup runs")
-        while not done:
-            ledger.transfer(1)
-            marks.append(ledger.mark(f"meanwhile {len(marks)}"))
-
-    done: list[bool] = []
-    thread = threading.Thread(target=make_marks)
-    thread.start()
-    try:
-        second = keeper.backup("full", "local").report
-    finally:
-        done.append(True)
-        thread.join()
+    with Job(keeper, "backup", *keeper.backup_options("full", "local"), at=COPYING) as job:
+        job.wait_until_stopped()
+        ledger.transfer(1)
+        mark = ledger.mark("meanwhile")
+        second = job.go_on().report
+    ledger.transfer(1)
+    after = ledger.mark("after")
     keeper.backup("incremental", "local")
     start, stop = second["start_lsn"], second["stop_lsn"]
-    inside = [
-        mark
-        for mark in marks
-        if keeper.cluster.value("SELECT %s::pg_lsn < %s AND %s::pg_lsn < %s", [start, mark.lsn, mark.lsn, stop])
-    ]
-    assert inside
-    mark = inside[len(inside) // 2]
+    assert Lsn.parse(start) < Lsn.parse(mark.lsn) < Lsn.parse(stop)
     restored = keeper.restore(f"--target-xid={mark.xid}")
     restored.assert_is_at(mark)
     assert restored.report["backup_id"] == first["backup_id"]
-    after = marks[-1]
     restored = keeper.restore(f"--target-xid={after.xid}")
     restored.assert_is_at(after)
 
