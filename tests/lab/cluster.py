@@ -32,6 +32,8 @@ _SETTINGS = {
     "max_replication_slots": "10",
     "max_connections": "40",
     "shared_buffers": "32MB",
+    # Beneath the data directory: what a killed server leaves elsewhere is memory that nobody gives back.
+    "dynamic_shared_memory_type": "mmap",
     "max_wal_size": "512MB",
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "log_min_messages": "info",

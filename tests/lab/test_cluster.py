@@ -125,6 +125,8 @@ def test_servers_leave_no_shared_memory(how: str) -> None:
         cluster.start()
         segment = (cluster.data_directory / "postmaster.pid").read_text().splitlines()[6].split()[1]
         assert segment in _shared_memory()
+        # The dynamic kind goes with the directory.
+        assert list((cluster.data_directory / "pg_dynshmem").iterdir())
         if how == "killed":
             cluster.kill()
             assert segment in _shared_memory()
