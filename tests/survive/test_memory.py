@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
-from tests.restore.keeper import Keeper, environment
+from tests.survive.peak import peak_mib
 
-MEASURED = Path(__file__).with_name("measured.py")
 LIMIT_MIB = 150
 FILES = int(os.environ.get("PGKEEP_TEST_FILES", "20000"))
 """A million is for a night: PGKEEP_TEST_FILES=1000000."""
-
-
-def peak_mib(keeper: Keeper, verb: str, *arguments: str) -> float:
-    """Run pgkeep, which must succeed; return the most memory that it had."""
-    report, begin = keeper.directory / "peak", time.monotonic()
-    command = [sys.executable, str(MEASURED), str(report), verb, keeper.name, f"--vault={keeper.vault}", *arguments]
-    done = subprocess.run(
-        command,
-        env=environment(),
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        **server_user().popen_arguments(),
-    )
-    assert done.returncode == 0, done.stderr
-    print(f"{verb} {' '.join(arguments)}: {time.monotonic() - begin:.0f} s")  # noqa: T201
-    return int(report.read_text()) / 1024
 
 
 @pytest.mark.timeout(7200 if FILES > 100_000 else 300)

@@ -3,8 +3,10 @@ Between the workers of a parallel dump and the one stream that takes what they m
 
 Invariants. A worker that wants to fill a chunk takes a *permit* first, and the permit comes back when the sink has
 taken the chunk over: so there are never more chunks than permits, however slow the sink is, and a slow sink slows the
-workers. A chunk of a database waits here until that database's schema has been put in; the schema itself needs no
-permit, so it never waits for a chunk that waits for it. Nothing is put in behind an error: the first one ends the job.
+workers. One chunk at a time may be larger than usual, for the sake of one row, until the sink has it: it is paid
+for once and not for each worker. A chunk of a database waits here until that database's schema has been put in; the
+schema itself needs no permit, so it never waits for a chunk that waits for it. Nothing is put in behind an error: it
+is the first one that ends the job.
 
 What workers have to tell passes here, too, and is told by the thread that takes the items: the job log may be a part of
 the very stream that the items go into.
@@ -32,7 +34,7 @@ class ChunkItem:
 
     Args:
         path: Its virtual path.
-        pieces: Its content.
+        pieces: Its content; emptied on close, so that nobody who knows the list holds the memory any longer.
         close: Called once, when nobody needs the content any more.
     """
 
@@ -51,7 +53,7 @@ class ChunkItem:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._pieces = []
+        self._pieces.clear()
         self._close()
 
 
@@ -121,6 +123,7 @@ class Outbox:
         self._held: dict[str, list[StreamedItem]] = {}
         self._told: deque[Callable[[], None]] = deque()
         self._buffers: list[bytearray] = []
+        self._is_one_large = False
         self._error: BaseException | None = None
         self._is_over = False
 
@@ -140,6 +143,21 @@ class Outbox:
             self._permits += 1
             if buffer is not None:
                 self._buffers.append(buffer)
+            self._changed.notify_all()
+
+    def take_large(self) -> None:
+        """Wait until no other chunk is larger than usual."""
+        with self._changed:
+            while self._is_one_large and not self._is_over:
+                self._changed.wait()
+            if self._is_over:
+                raise Stopped
+            self._is_one_large = True
+
+    def give_large(self) -> None:
+        """Say that the chunk that was larger than usual is gone."""
+        with self._changed:
+            self._is_one_large = False
             self._changed.notify_all()
 
     def hold(self, database: str) -> None:

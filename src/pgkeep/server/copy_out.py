@@ -9,6 +9,7 @@ the interpreter is the bottleneck then.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
@@ -34,10 +35,14 @@ class Chunk:
     Args:
         wanted: How many bytes are enough.
         buffer: One that is used again, with whatever room it has; None for a new one.
+        ask: Called before it gets room for *count* bytes in all, when a row is larger than the room that there is.
     """
 
-    def __init__(self, wanted: int, buffer: bytearray | None = None) -> None:
+    def __init__(
+        self, wanted: int, buffer: bytearray | None = None, *, ask: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.wanted = wanted
+        self._ask = ask
         # Pages that nobody writes to cost nothing.
         self.buffer = bytearray(wanted + BUFFER_BYTES) if buffer is None else buffer
         self.filled = 0
@@ -57,8 +62,10 @@ class Chunk:
         """Make room for *count* more bytes."""
         lacking = self.filled + count - len(self.buffer)
         if lacking > 0:
-            # Only for an enormous row, in steps that grow with it.
-            self.buffer.extend(bytes(max(lacking, len(self.buffer) // 4)))
+            self._ask(self.filled + count)
+            # Only for a large row, in steps that grow with it: what is extended is paid for.
+            beyond = self.filled + count - self.wanted
+            self.buffer.extend(bytes(max(lacking, beyond // 4)))
 
 
 class CopyOut(Protocol):
