@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.bacula_restore.bridge import Restoring
+from tests.bacula_backend.bridge import File
+from tests.bacula_restore.bridge import RestoreBridge, Restoring
 from tests.bacula_restore.conftest import Daemon, MakeDaemon
 from tests.lab.ledger import Ledger, Mark
 
@@ -225,3 +227,50 @@ def test_files_of_other_lines_are_left_alone(backed: Backed) -> None:
     )
     assert answer.error == ""
     assert answer.answers["/@postgresql/dump/sales.dump"] == "SKIP"
+
+
+def test_a_refusal_is_in_the_audit_file(backed: Backed) -> None:
+    """What phase 1 refuses leaves its reason in log_dir as well; a dry run leaves nothing."""
+    daemon = backed.daemon
+    logs = daemon.directory / "logs"
+    words = f"{daemon.words} log_dir={logs}"
+    beyond = {"pgdata_dir": str(daemon.directory / "beyond"), "target_lsn": "FF/0"}
+    assert daemon.restore(words=words, options=beyond | {"dry_run_restore": "yes"}).error
+    assert not logs.exists()
+    answer = daemon.restore(words=words, options=beyond)
+    assert "is beyond the WAL held" in answer.error
+    [path] = logs.iterdir()
+    assert (path.name, stat.S_IMODE(path.stat().st_mode)) == ("restore-9.log", 0o600)
+    message, hint = answer.error.strip().splitlines()
+    assert _lines(path)[-2:] == [f"error: {message}", f"hint: {hint}"]
+    assert not (daemon.directory / "beyond").exists()
+    # The next one, which goes through phase 1, has its plan there as well.
+    assert daemon.restore(words=words, options={"pgdata_dir": str(daemon.directory / "planned")}).error == ""
+    lines = _lines(path)
+    assert sum(line.startswith("backup: ") for line in lines) == 1
+    assert sum(line.startswith("RESTORE PHASE ") for line in lines) == 3
+
+
+def test_the_first_error_is_the_one_that_is_shown(backed: Backed) -> None:
+    """A state file that cannot be read hides nothing, and the WAL stays for whoever mends it."""
+    daemon = backed.daemon
+    place = daemon.directory / "two-errors"
+    state = place.with_name(f"{place.name}.pgkeep-restore") / "state.json"
+
+    class Damaging(RestoreBridge):
+        def send_file(self, file: File, name: str, cut: int | None) -> None:
+            if file.name.endswith("_manifest.json"):
+                state.write_text("damaged")
+            super().send_file(file, name, cut)
+
+    restoring = flipped(daemon.restoring())
+    with Damaging(environment=daemon.environment()) as bridge:
+        answer = bridge.restore(restoring, daemon.words, options=f'pgdata_dir="{place}"\n')
+    assert "did not arrive as it was backed up: it has the digest" in answer.error
+    [warning] = [line for line in answer.job.said("warning") if str(state) in line]
+    assert warning.endswith(f"; the WAL of this restore stays in {place}.pgkeep-wal")
+    assert place.with_name(f"{place.name}.pgkeep-wal").is_dir()
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.partition("Z ")[2] for line in path.read_text().splitlines()]

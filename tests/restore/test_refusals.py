@@ -307,7 +307,9 @@ def test_restores_forbidden_on_this_host(kept: Kept, tmp_path: Path) -> None:
     config.write_text("[options]\nallow_restore = no\n")
     config.chmod(0o644)
     try:
-        found = kept.keeper.refuse(f"--pgdata-dir={kept.keeper.directory}/copy", f"--config={config}")
+        found = kept.keeper.refuse(
+            f"--pgdata-dir={kept.keeper.directory}/copy", f"--config={config}", f"--log-dir={tmp_path}"
+        )
     finally:
         config.unlink()
     assert found == (

@@ -15,6 +15,7 @@ asked for. An error is the job's end: what arrived until then is marked as unfin
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from pgkeep.errors import (
     UsageError,
     WireError,
 )
+from pgkeep.jobs.restore_settings import audit_file, check_allowed
 from pgkeep.jobs.selection import PartialSelection, Selection
 from pgkeep.jobs.stream_restore import ArrivingItem, restore_stream
 from pgkeep.jobs.stream_restore_files import restore_files
@@ -96,14 +98,14 @@ class _Restore:
         self._heads: list[tuple[RecordHead, RecordTail]] = []
         self._selection: Selection | None = None
         self._now = dt.datetime.now(dt.UTC)
+        restore_id = str(session.job.job_id or f"{self._now:%Y%m%dT%H%M%SZ}")
+        self._audit = audit_file(self._settings, restore_id, say=self._say, warn=self._channel.warn)
 
     def run(self) -> None:
         """Hold the conversation from RestoreStart to FINISH."""
         channel = self._channel
-        if not self._settings.flag("allow_restore"):
-            raise RestoreRefused(
-                "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
-            )
+        with self._audit.kept():
+            check_allowed(self._settings)
         if not self._settings.is_given("timeout"):
             # An operator may look for a tape for hours; the end of the daemon is noticed anyway.
             channel.limit_silence(0)
@@ -215,25 +217,29 @@ class _Restore:
                 "a cluster cannot be restored under names that a regular expression makes",
                 hint="restore with where=/ or where=/directory",
             )
-        try:
-            prepared = prepare_stream(
-                self._heads,
-                self._selection,
-                settings=self._settings,
-                place=self._where.place,
-                now=self._now,
-                restore_id=str(self._session.job.job_id or f"{self._now:%Y%m%dT%H%M%SZ}"),
-                say=self._say,
-                warn=self._channel.warn,
-            )
-        except PartialSelection as partial:
-            if self._where.place is None:
-                raise
-            return self._prepare_files(f"{partial.message}: the files are restored as they are, not as a cluster")
-        if self._settings.flag("dry_run_restore"):
+        partial, prepared = "", None
+        is_dry = self._settings.flag("dry_run_restore")
+        # Who asks afterwards why nothing was restored looks there, and not only into the job's log.
+        with contextlib.nullcontext() if is_dry else self._audit.kept():
+            try:
+                prepared = prepare_stream(
+                    self._heads,
+                    self._selection,
+                    settings=self._settings,
+                    place=self._where.place,
+                    now=self._now,
+                    audit=self._audit,
+                )
+            except PartialSelection as found:
+                if self._where.place is None:
+                    raise
+                partial = found.message
+        if prepared is None:
+            return self._prepare_files(f"{partial}: the files are restored as they are, not as a cluster")
+        if is_dry:
             return self._plan_only(list(prepared.prepared.lines()))
         for line in prepared.prepared.lines():
-            self._say(line)
+            self._audit.say(line)
 
         def work(items: Iterable[ArrivingItem]) -> None:
             restore_stream(prepared.prepared, prepared.wal, self._until_finish(items), say=self._say)

@@ -15,7 +15,7 @@ def run(call: Call, *, as_json: bool) -> None:
     from pgkeep.jobs.restore_settings import audit_file, restore_options
     from pgkeep.server.tools import toolbox_for_server
 
-    check_allowed(call)
+    check_allowed(call.settings)
     data_directory = restored_directory(call)
     state = known_restore(data_directory)
     settings = call.settings
@@ -40,14 +40,6 @@ def run(call: Call, *, as_json: bool) -> None:
                 "promoted": result.end.is_promoted,
                 "databases": list(result.databases),
             }
-        )
-
-
-def check_allowed(call: Call) -> None:
-    """Raise RestoreRefused where nothing may be restored."""
-    if not call.settings.flag("allow_restore"):
-        raise RestoreRefused(
-            "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
         )
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.cli.progress import Meter
-from pgkeep.errors import RestoreRefused, UsageError
-from pgkeep.jobs.restore_settings import audit_file
+from pgkeep.errors import UsageError
+from pgkeep.jobs.restore_settings import audit_file, check_allowed
 from pgkeep.modes import MODES
 from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.item import DetachedItem, StreamedItem
@@ -28,10 +28,8 @@ DUMP_SETTINGS = ("target_database", "new_database", "output_dir", "restore_globa
 def run(call: Call, *, as_json: bool) -> None:
     """Restore a cluster, or dumps."""
     settings = call.settings
-    if not settings.flag("allow_restore"):
-        raise RestoreRefused(
-            "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
-        )
+    with audit_file(settings, f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}", say=say, warn=warn).kept():
+        check_allowed(settings)
     with call.cluster() as cluster, cluster.lock(shared=True, verb="restore"):
         heads = _readable(call, cluster)
         mode = _restore_mode(call, heads)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from pgkeep.errors import UsageError
+from pgkeep.errors import RestoreRefused, UsageError
 from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.program import archive_words, has_client, server_command
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, parse_target
@@ -87,6 +87,14 @@ def tablespace_places(mapping: dict[str, str], base: RecordHead) -> dict[int, Pa
 def restore_options(settings: Resolved) -> dict[str, Any]:
     """Return what phases 5 and 6 go by: parameters of `finish`, by their names."""
     return {name: settings.get(name) for name in _LATER_OPTIONS if settings.get(name) is not None}
+
+
+def check_allowed(settings: Resolved) -> None:
+    """Raise RestoreRefused where the host's configuration forbids restores."""
+    if not settings.flag("allow_restore"):
+        raise RestoreRefused(
+            "restores are forbidden on this host", hint="allow_restore = no stands in the configuration file"
+        )
 
 
 def audit_file(settings: Resolved, name: str, *, say: Callable[[str], None], warn: Callable[[str], None]) -> AuditFile:

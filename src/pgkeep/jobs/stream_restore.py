@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from pgkeep.datadir.beneath import Beneath
-from pgkeep.errors import BackupUnusable, FormatError
+from pgkeep.errors import BackupUnusable, FormatError, PgkeepError
 from pgkeep.jobs.arrivals import Arrivals
 from pgkeep.jobs.own_configuration import outside_state
 from pgkeep.jobs.private_wal import PrivateWal
@@ -268,12 +268,7 @@ def restore_stream(
                 wal.begin()
                 result = restore(prepared, stream, ledger=stream)
             except BaseException:
-                state = RestoreDirectory(request.data_directory).read()
-                # Complete, it may have been started: its recovery can still be brought to an end.
-                if state is not None and is_unfinished(state) and state.phases_done > 1:
-                    request.say(f"the WAL of this restore stays in {wal.directory}")
-                else:
-                    wal.remove()
+                _keep_or_remove(wal, request)
                 raise
     if result.end is not None and (result.end.is_promoted or request.standby is not None):
         wal.remove()
@@ -282,6 +277,21 @@ def restore_stream(
             say(f"to start it: {start_command(request)}")
         say(f"the WAL for the replay is in {wal.directory}: remove that when the server is through")
     return result
+
+
+def _keep_or_remove(wal: PrivateWal, request: RestoreRequest) -> None:
+    """Remove the WAL of a restore that failed, unless somebody may need it; the error on its way stays the first one."""
+    with contextlib.suppress(PgkeepError):
+        try:
+            state = RestoreDirectory(request.data_directory).read()
+        except PgkeepError as error:
+            request.warn(f"{error.message}; the WAL of this restore stays in {wal.directory}")
+            return
+        # Complete, it may have been started: its recovery can still be brought to an end.
+        if state is not None and is_unfinished(state) and state.phases_done > 1:
+            request.say(f"the WAL of this restore stays in {wal.directory}")
+        else:
+            wal.remove()
 
 
 def start_command(request: RestoreRequest) -> str:

@@ -8,7 +8,7 @@ the newest backup with files: of a path that several jobs saved, Bacula restores
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import msgspec
 
 from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import PgkeepError, RestoreRefused, ToolError, UsageError
+from pgkeep.jobs.audit_file import AuditFile
 from pgkeep.jobs.block_chain import chain_of, expected_bytes
 from pgkeep.jobs.private_wal import SUFFIX, PrivateWal
 from pgkeep.jobs.promised_wal import PromisedWal
@@ -23,7 +24,7 @@ from pgkeep.jobs.recovery_plan import RecoveryPlan, plan_recovery
 from pgkeep.jobs.recovery_reach import NeededWalMissing
 from pgkeep.jobs.restore_plan import PreparedRestore, prepare
 from pgkeep.jobs.restore_request import RestoreRequest
-from pgkeep.jobs.restore_settings import audit_file, recovery_target, restore_options, tablespace_places
+from pgkeep.jobs.restore_settings import recovery_target, restore_options, tablespace_places
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.selection import WHOLE_JOB_HINT, PartialSelection, Selection, check_selection
 from pgkeep.jobs.standby_plan import StandbyPlan, plan_standby_recovery, standby_plan
@@ -65,9 +66,7 @@ def prepare_stream(
     settings: Resolved,
     place: Path | None,
     now: dt.datetime,
-    restore_id: str,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
+    audit: AuditFile,
 ) -> PreparedStream:
     """
     Phase 1: decide everything, refuse what cannot work; nothing is touched.
@@ -78,9 +77,7 @@ def prepare_stream(
         settings: Of this restore.
         place: The directory beneath which a copy is laid down; None for the cluster's own place.
         now: The present; aware.
-        restore_id: Of the job; names the audit file.
-        say: Takes one line for the log.
-        warn: Takes one warning.
+        audit: Is told what happens.
 
     Raises:
         PartialSelection: Files that are needed were not selected.
@@ -120,7 +117,6 @@ def prepare_stream(
         backup_id=base.backup_id,
         standby_of=standby.where if standby is not None else "",
     )
-    audit = audit_file(settings, restore_id, say=say, warn=warn)
     request = RestoreRequest(
         recovery=recovery,
         tail=tail,
