@@ -43,7 +43,8 @@ def test_restored_server_goes_on_in_the_same_vault(keeper: Keeper, transport: st
         assert (outcome.report["level"], outcome.report["base"]) == ("Differential", full["backup_id"])
         third = new.mark("after the differential")
         keeper.backup("incremental", transport, cluster=promoted)
-    for mark in (early, first, second):
+    # What the transport changes is how WAL gets into the vault, and one moment behind the promotion shows that.
+    for mark in (early, first, second) if transport == "local" else (second,):
         restored = keeper.restore(f"--target-lsn={mark.lsn}")
         restored.assert_is_at(mark)
         assert restored.report["backup_id"] == full["backup_id"]
@@ -52,9 +53,10 @@ def test_restored_server_goes_on_in_the_same_vault(keeper: Keeper, transport: st
     restored = keeper.restore()
     restored.assert_is_at(third)
     restored.stop()
-    restored = keeper.restore(f"--target-lsn={early.lsn}", "--target-timeline=1")
-    restored.assert_is_at(early)
-    assert restored.report["timeline"] == 3
+    if transport == "local":
+        restored = keeper.restore(f"--target-lsn={early.lsn}", "--target-timeline=1")
+        restored.assert_is_at(early)
+        assert restored.report["timeline"] == 3
 
 
 def test_two_servers_of_one_history(keeper: Keeper) -> None:
@@ -109,7 +111,8 @@ def test_promoted_standby(make_keeper: MakeKeeper, lab_directory: Path, archive:
             keeper.wait_until_archived(standby)
         else:
             keeper.backup("incremental", "stream", cluster=standby)
-    for mark in (early, late, after):
+    # The archive matters to what comes behind the promotion.
+    for mark in (early, late, after) if archive == "off" else (late, after):
         restored = keeper.restore(f"--target-time={mark.time.isoformat()}")
         restored.assert_is_at(mark)
         assert restored.report["timeline"] == 3

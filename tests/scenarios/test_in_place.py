@@ -60,32 +60,8 @@ def test_the_accident_is_undone_and_the_next_backup_knows(door: Door) -> None:
         copy.restored.assert_is_at(story.last_good)
 
 
-def test_finish_does_the_rest(door: Door) -> None:
-    """A restore that started nothing is finished by the shell, whichever door it came through."""
-    story = Story.tell(door)
-    options = {"pgdata_dir": f"{door.directory}/copy", "target_lsn": story.early.lsn, "port": str(free_port())}
-    attempt = door.restore(options).must()
-    assert attempt.phases == PHASES[:3]
-    assert attempt.restored.postmaster() == []
-    finished = door.after("finish", attempt)
-    assert finished.status == 0, finished.lines
-    assert [line.partition(":")[0] for line in finished.lines if line.startswith("RESTORE PHASE ")] == PHASES[3:]
-    attempt.restored.assert_is_at(story.early)
-
-
 def test_rollback_brings_the_old_cluster_back(door: Door) -> None:
-    """What was moved away returns, and has every row that it had."""
-    story = Story.tell(door)
-    attempt = restore_in_place(door, {"target_time": story.facts["last_good_time"]}).must()
-    rolled_back = door.after("rollback", attempt)
-    assert rolled_back.status == 0, rolled_back.lines
-    door.cluster.start()
-    attempt.restored.assert_is_at(story.end)
-    assert [path.name for path in door.directory.glob("data*") if path.is_dir()] == ["data"]
-
-
-def test_rollback_after_a_target_that_was_not_there(door: Door) -> None:
-    """A restore point that does not exist leaves a cluster that runs as before, at once or after a rollback."""
+    """After a target that was not there, and after one that was, the cluster runs as before, with every row."""
     story = Story.tell(door)
     attempt = restore_in_place(door, {"target_name": "never made"})
     assert not attempt.is_ok
@@ -95,6 +71,12 @@ def test_rollback_after_a_target_that_was_not_there(door: Door) -> None:
         assert rolled_back.status == 0, rolled_back.lines
     door.cluster.start()
     attempt.restored.assert_is_at(story.end)
+    attempt = restore_in_place(door, {"target_time": story.facts["last_good_time"]}).must()
+    rolled_back = door.after("rollback", attempt)
+    assert rolled_back.status == 0, rolled_back.lines
+    door.cluster.start()
+    attempt.restored.assert_is_at(story.end)
+    assert [path.name for path in door.directory.glob("data*") if path.is_dir()] == ["data"]
 
 
 @pytest.mark.pg("!=15, !=17")
@@ -151,23 +133,3 @@ def test_the_last_minutes_by_hand(door: Door) -> None:
         attempt.restored.start()
         attempt.restored.wait_until_promoted()
     attempt.restored.assert_is_at(late)
-
-
-def test_the_same_restore_again(door: Door) -> None:
-    """The same restore goes on where the first run stopped; another one into the same place is refused."""
-    door.backup("Full")
-    mark = door.ledger.mark("end")
-    door.backup("Incremental")
-    options = {"pgdata_dir": f"{door.directory}/copy", "target_lsn": mark.lsn, "port": str(free_port())}
-    assert door.restore(options).must().phases == PHASES[:3]
-    other = door.restore(options | {"target_lsn": "0/FF000000", "overwrite_existing": "yes"})
-    assert not other.is_ok
-    other = door.restore({**options, "target_inclusive": "no", "overwrite_existing": "yes"})
-    assert not other.is_ok
-    assert (
-        "stopped behind phase 3 (recovery-config), and it was another one: inclusive True, now False" in other.refusal
-    )
-    again = door.restore(options | {"start_postgresql_after_restore": "yes"}).must()
-    assert again.phases[-3:] == PHASES[3:]
-    assert PHASES[1] not in again.phases
-    again.restored.assert_is_at(mark)

@@ -189,3 +189,34 @@ def test_a_proof_that_fails(story: Story) -> None:
     assert not attempt.is_ok
     assert "never_made" in attempt.refusal, attempt.refusal
     assert attempt.restored.postmaster() == []
+
+
+def test_finish_does_the_rest(story: Story) -> None:
+    """A restore that started nothing is finished by the shell, whichever door it came through."""
+    door = story.door
+    options = {"pgdata_dir": f"{door.directory}/finished", "target_lsn": story.early.lsn, "port": str(free_port())}
+    attempt = door.restore(options).must()
+    assert attempt.phases == PHASES[:3]
+    assert attempt.restored.postmaster() == []
+    finished = door.after("finish", attempt)
+    assert finished.status == 0, finished.lines
+    assert [line.partition(":")[0] for line in finished.lines if line.startswith("RESTORE PHASE ")] == PHASES[3:]
+    attempt.restored.assert_is_at(story.early)
+
+
+def test_the_same_restore_again(story: Story) -> None:
+    """The same restore goes on where the first run stopped; another one into the same place is refused."""
+    door, mark = story.door, story.early
+    options = {"pgdata_dir": f"{door.directory}/again", "target_lsn": mark.lsn, "port": str(free_port())}
+    assert door.restore(options).must().phases == PHASES[:3]
+    other = door.restore(options | {"target_lsn": "0/FF000000", "overwrite_existing": "yes"})
+    assert not other.is_ok
+    other = door.restore({**options, "target_inclusive": "no", "overwrite_existing": "yes"})
+    assert not other.is_ok
+    assert (
+        "stopped behind phase 3 (recovery-config), and it was another one: inclusive True, now False" in other.refusal
+    )
+    again = door.restore(options | {"start_postgresql_after_restore": "yes"}).must()
+    assert again.phases[-3:] == PHASES[3:]
+    assert PHASES[1] not in again.phases
+    again.restored.assert_is_at(mark)

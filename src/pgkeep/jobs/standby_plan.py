@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
 from pgkeep.errors import RestoreRefused, ServerError, UsageError
 from pgkeep.jobs.recovery_base import candidates_on
 from pgkeep.jobs.recovery_history import WalHoldings
 from pgkeep.jobs.recovery_plan import RecoveryPlan, raised_minimums
 from pgkeep.jobs.recovery_reach import Span, segment_size
+from pgkeep.jobs.standby_state import StandbyState
 from pgkeep.jobs.wal_plan import WalPlan
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
@@ -29,25 +28,6 @@ from pgkeep.settings import Resolved
 from pgkeep.streams.record import RecordHead
 
 _HINT = "give primary_conninfo, such as: host=pg-primary.example.net user=replicator passfile=/etc/pgkeep/pgpass"
-
-
-class StandbyState(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What phases 3 to 6 need of a standby to be; part of the state of a restore.
-
-    Attributes:
-        conninfo: How it reaches its primary.
-        where: The same for messages.
-        timeline: The primary's; 0 when it could not be asked.
-        history: The history file of that timeline; empty on timeline 1.
-        base_timeline: The timeline on which the base ends.
-    """
-
-    conninfo: str
-    where: str
-    timeline: int = 0
-    history: str = ""
-    base_timeline: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import psycopg
 from pgkeep.datadir.instance import Instance, PrivateAccess, ServerStatus
 from pgkeep.errors import RecoveryFailed, ServerError
 from pgkeep.jobs.replay import ReplayEnd, ReplayOverdue, open_private
-from pgkeep.jobs.standby_plan import StandbyState
+from pgkeep.jobs.standby_state import StandbyState
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.server.connection import Server
 
