@@ -16,15 +16,17 @@ _MNT_DETACH = 2
 
 
 @contextmanager
-def small_filesystem(size_mb: int) -> Iterator[Path]:
+def small_filesystem(size_mb: int, *, inodes: int = 0) -> Iterator[Path]:
     """
     Yield the root of an empty file system with room for *size_mb* MiB; it belongs to the server's account.
+
+    It has room for as many files and directories as there are *inodes*; 0 for plenty.
 
     Root mounts it. For anybody else a child mounts it in a namespace of its own, and the path leads through the
     child's root; do not resolve that path, or it names the empty directory beneath the mount.
     """
     with server_directory() as mount_point:
-        options = f"size={size_mb}m,mode=0755"
+        options = f"size={size_mb}m,mode=0755" + (f",nr_inodes={inodes}" if inodes else "")
         if os.geteuid() == 0:
             mount(mount_point, f"{options},uid={server_user().uid},gid={server_user().gid}")
             try:

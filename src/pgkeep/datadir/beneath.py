@@ -49,6 +49,12 @@ class Beneath:
         self._top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         self._known: OrderedDict[str, int] = OrderedDict()
 
+    @property
+    def identity(self) -> str:
+        """By what the directory that was opened is told from any other: ``device:inode``."""
+        status = os.fstat(self._top)
+        return f"{status.st_dev}:{status.st_ino}"
+
     def create_file(self, path: str) -> int:
         """Return a descriptor of a new file at *path*, mode 0600, open for writing; what was there is replaced."""
         directory, _, name = path.rpartition("/")
@@ -168,7 +174,7 @@ class Beneath:
 
 
 def _remove(name: str, parent: int) -> None:
-    """Remove *name* in the directory *parent*, with everything in it, following no link."""
+    """Remove *name* in the directory *parent*, with everything in it, following no link into no other file system."""
     try:
         os.unlink(name, dir_fd=parent)
         return
@@ -179,6 +185,8 @@ def _remove(name: str, parent: int) -> None:
         pass
     descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
     try:
+        if os.fstat(descriptor).st_dev != os.fstat(parent).st_dev:
+            raise OSError(errno.EXDEV, "another file system is mounted there", name)
         for child in os.listdir(descriptor):
             _remove(child, descriptor)
     finally:

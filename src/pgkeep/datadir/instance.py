@@ -71,8 +71,12 @@ class PrivateAccess:
         """Make the directory, with a ``pg_hba.conf`` that trusts whoever can enter it."""
         # Under /tmp and not under TMPDIR: a socket's path has at most 107 bytes.
         directory = Path(tempfile.mkdtemp(prefix=PRIVATE_PREFIX, dir="/tmp"))
-        (directory / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
-        (directory / "pg_ident.conf").write_text("")
+        try:
+            (directory / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
+            (directory / "pg_ident.conf").write_text("")
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         if os.geteuid() == 0:
             # The directory goes last: from then on its owner may put links in place of the files.
             for path in (*directory.iterdir(), directory):

@@ -10,11 +10,13 @@ from pathlib import Path
 from pgkeep.datadir.beneath import Beneath
 from pgkeep.datadir.durable import sync_directory
 from pgkeep.datadir.owner import Owner
-from pgkeep.datadir.target import Target, kept_names
+from pgkeep.datadir.target import Target
+from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.set_aside import Aside, directories_in_the_way, move_all, point_wal_link
+from pgkeep.jobs.wipe import wipe
 from pgkeep.pg.data_directory import WAL_DIRECTORY
 
 _COPIED_BYTES = 1 << 20
@@ -26,15 +28,24 @@ def clear_away(run: RestoreRun, say: Callable[[str], None]) -> None:
     if state.is_cleared:
         return
     move_all(state.moved)
-    for aside in state.moved:
-        say(f"moved {aside}")
     wal_aside = _wal_aside(state)
     if wal_aside is not None:
-        point_wal_link(state.moved[0].new_path, str(wal_aside.new_path))
-    for path in map(Path, state.wiped):
-        remove_contents(path)
-        say(f"removed what was in {path}")
+        try:
+            point_wal_link(state.moved[0].new_path, str(wal_aside.new_path))
+        except OSError as error:
+            give_back(state)
+            raise RestoreRefused(
+                f"cannot let pg_wal of {state.moved[0].new_path} lead to {wal_aside.new_path}: {error.strerror}"
+            ) from error
+    for aside in state.moved:
+        say(f"moved {aside}")
+    wipe(run, say)
     run.record(is_cleared=True)
+
+
+def is_begun(state: RestoreState) -> bool:
+    """Tell whether something is out of its place already, so that the server that was there cannot run."""
+    return state.is_wiping or any(os.path.lexists(aside.new_path) for aside in state.moved)
 
 
 def check_clear(target: Target, state: RestoreState) -> None:
@@ -55,12 +66,19 @@ def check_clear(target: Target, state: RestoreState) -> None:
 
 
 def give_back(state: RestoreState) -> None:
-    """Undo the moves of ``clear_away``, however far they got; what was laid down since is gone by now."""
+    """
+    Undo the moves of ``clear_away``, however far they got; what was laid down since is gone by now.
+
+    Raises:
+        PgkeepError: Something cannot be moved; calling this again goes on there.
+    """
     wal_aside = _wal_aside(state)
     for aside in reversed(state.moved):
-        aside.move_back()
+        with write_errors(f"put {aside.path} back", again="run pgkeep rollback again"):
+            aside.move_back()
     if wal_aside is not None:
-        point_wal_link(state.moved[0].path, state.wal_link)
+        with write_errors(f"put pg_wal of {state.moved[0].path} back", again="run pgkeep rollback again"):
+            point_wal_link(state.moved[0].path, state.wal_link)
 
 
 def _wal_aside(state: RestoreState) -> Aside | None:
@@ -71,9 +89,19 @@ def _wal_aside(state: RestoreState) -> Aside | None:
 
 
 def link_wal(state: RestoreState) -> None:
-    """Let ``pg_wal`` of the restored cluster lie where that of the replaced one did."""
+    """
+    Let ``pg_wal`` of the restored cluster lie where that of the replaced one did.
+
+    Raises:
+        PgkeepError: It cannot be written there; calling this again goes on there.
+    """
     if not state.wal_link:
         return
+    with write_errors(f"move pg_wal to {state.wal_directory}"):
+        _link_wal(state)
+
+
+def _link_wal(state: RestoreState) -> None:
     data_directory, owner = state.directory, state.owner_of_files or Owner.of(state.directory)
     link = data_directory / WAL_DIRECTORY
     if link.is_symlink():
@@ -112,17 +140,3 @@ def _move_across(path: Path, beneath: Beneath, inside: str) -> None:
         new_file.flush()
         os.fsync(new_file.fileno())
     path.unlink()
-
-
-def remove_contents(directory: Path) -> None:
-    """Remove everything in *directory* but what is no part of a cluster; no link is followed."""
-    if not os.path.lexists(directory):
-        return
-    if directory.is_symlink() or not directory.is_dir():
-        raise RestoreRefused(f"not a directory: {directory}")
-    beneath = Beneath(directory)
-    try:
-        beneath.clear(keep=kept_names(directory))
-    finally:
-        beneath.close()
-    sync_directory(directory)

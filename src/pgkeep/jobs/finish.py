@@ -63,8 +63,7 @@ def finish(
         PgkeepError: A phase failed; calling this again goes on there.
     """
     directory = RestoreDirectory(data_directory)
-    known_restore(data_directory)
-    with directory.held():
+    with directory.held(known_restore(data_directory).owner_of_files):
         state = known_restore(data_directory)
         if state.phases_done == len(PHASES):
             raise RestoreRefused(f"the restore {state.restore_id} into {data_directory} is finished already")

@@ -13,8 +13,9 @@ from pgkeep.jobs.restore_plan import PreparedRestore
 from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restore_state import RestoreState, StoredAside, text_of_target
 from pgkeep.jobs.set_aside import separate_wal_directory
-from pgkeep.jobs.standby_plan import StandbyState
+from pgkeep.jobs.standby_state import StandbyState
 from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.jobs.wipe import identity_of
 from pgkeep.pg.backup_label import without_incremental_lines
 from pgkeep.pg.capabilities import Capabilities
 from pgkeep.pg.data_directory import WAL_DIRECTORY
@@ -60,6 +61,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         wal_plan=_wal_plan(prepared).render(),
         asides=[StoredAside(str(aside.path), str(aside.new_path), aside.is_contents) for aside in prepared.aside],
         wiped=[str(path) for path in prepared.wiped],
+        wiped_identities=[identity_of(path) for path in prepared.wiped],
         wal_link=_wal_link(prepared),
         wal_directory=str(separate_wal_directory(target.data_directory) or "") if _wal_link(prepared) else "",
         applied=list(prepared.applied),

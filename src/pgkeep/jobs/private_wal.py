@@ -15,6 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from pgkeep.datadir.owner import Owner
+from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import FormatError, RestoreRefused
 from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.pg.wal import is_backup_label_name, is_history_name, is_partial_name, is_segment_name
@@ -82,9 +83,10 @@ class PrivateWal:
         """Make the vault; what another restore left in its place goes first."""
         if self._is_leftover:
             self.remove()
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The mark comes first: whatever kills this restore, the next one knows whose directory it is.
-        (self.directory / MARK_FILE).write_text("WAL for one restore; pgkeep removes it when that is through\n")
+        with write_errors(f"make {self.directory}"):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The mark comes first: whatever kills this restore, the next one knows whose directory it is.
+            (self.directory / MARK_FILE).write_text("WAL for one restore; pgkeep removes it when that is through\n")
         vault = Vault.create(self.vault_path)
         identity = ClusterIdentity(
             system_identifier=self._base.system_identifier,

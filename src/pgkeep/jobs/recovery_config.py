@@ -13,6 +13,7 @@ from pgkeep.datadir.recovery_files import (
     foreign_places,
     write_missing_configuration,
 )
+from pgkeep.datadir.write_errors import write_errors
 from pgkeep.jobs.recovery_plan import RecoveryPlan
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.wal_plan import WalPlan
@@ -53,8 +54,9 @@ def write_recovery_files(state: RestoreState, settings: dict[str, str], *, warn:
             warn(f"the backup held no {name}: wrote a minimal one; put your own in its place")
     for name, value in foreign_places(data_directory).items():
         warn(f"postgresql.conf sets {name} to {value}: mend it before starting the server by other means")
-    write_file(state.wal_plan_path, state.wal_plan.encode(), owner=owner)
-    state.target_directories.complete()
+    with write_errors(f"complete {data_directory}"):
+        write_file(state.wal_plan_path, state.wal_plan.encode(), owner=owner)
+        state.target_directories.complete()
 
 
 def _remove_unfollowed(directory: Path, plan: WalPlan) -> None:

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import msgspec
 
 from pgkeep.datadir.lay_down import LaidDown, LayDown
-from pgkeep.datadir.roll_forward import RollForward
-from pgkeep.errors import RestoreRefused
+from pgkeep.datadir.write_errors import write_errors
+from pgkeep.errors import PgkeepError
 from pgkeep.jobs.amount import size_text
-from pgkeep.jobs.clear_away import check_clear, clear_away, link_wal
+from pgkeep.jobs.clear_away import check_clear, clear_away, is_begun, link_wal
 from pgkeep.jobs.fenced_server import Voice
 from pgkeep.jobs.old_directories import remove_old
 from pgkeep.jobs.old_server import start_old_server, stop_old_server
@@ -119,7 +119,7 @@ def _begin(prepared: PreparedRestore, directory: RestoreDirectory) -> RestoreRun
         if unfinished.phases_done < 2:
             run.state = planned_state(prepared, restore_id=unfinished.restore_id)
             if unfinished.asides or unfinished.wiped:
-                names = ("asides", "wiped", "is_cleared", "wal_link", "wal_directory")
+                names = ("asides", "wiped", "is_wiping", "is_cleared", "wal_link", "wal_directory")
                 run.state = msgspec.structs.replace(run.state, **{n: getattr(unfinished, n) for n in names})
         run.record(is_asked_to_start=request.start)
         stage_scripts(run)
@@ -138,8 +138,9 @@ def _clear(run: RestoreRun, voice: Voice) -> None:
     stop_old_server(run.state, say=voice.say, warn=voice.warn)
     try:
         clear_away(run, voice.say)
-    except RestoreRefused:
-        start_old_server(run.state, say=voice.say, warn=voice.warn)
+    except PgkeepError:
+        if not is_begun(run.state):
+            start_old_server(run.state, say=voice.say, warn=voice.warn)
         raise
 
 
@@ -169,7 +170,8 @@ def _lay_down(
 ) -> tuple[PreparedRestore, LaidDown]:
     request = prepared.request
     if not prepared.applied:
-        prepared.target.begin()
+        with write_errors(f"begin in {prepared.target.data_directory}"):
+            prepared.target.begin()
     heads: list[RecordHead] = []
 
     def settle() -> None:
@@ -201,6 +203,9 @@ def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> 
         return LayDown(
             prepared.target, root=root, workers=request.workers, expected_bytes=request.expected_bytes, note=note
         )
+    # It brings numpy, which other restores do without.
+    from pgkeep.datadir.roll_forward import RollForward
+
     return RollForward(
         prepared.target,
         root=root,

@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from pgkeep.datadir.durable import write_file
-from pgkeep.datadir.owner import Owner
+from pgkeep.datadir.owner import Owner, refuse_foreign_links
 from pgkeep.datadir.target import STATE_DIRECTORY, make_directories
-from pgkeep.errors import PgkeepError, RestoreRefused
+from pgkeep.datadir.write_errors import write_errors
+from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.audit_file import AUDIT_NAME
 from pgkeep.jobs.restore_state import RestoreState
 
@@ -34,10 +35,14 @@ class RestoreDirectory:
 
     def __init__(self, data_directory: Path) -> None:
         """Touch nothing."""
-        beside = data_directory.with_name(data_directory.name + SUFFIX)
-        inside = data_directory / STATE_DIRECTORY
-        is_inside = os.path.lexists(inside) or not os.access(data_directory.parent, os.W_OK | os.X_OK)
-        self.path = inside if not os.path.lexists(beside) and data_directory.is_dir() and is_inside else beside
+        # Whoever names the directory by a link means the same restore.
+        place = Path(os.path.realpath(data_directory))
+        beside = place.with_name(place.name + SUFFIX)
+        inside = place / STATE_DIRECTORY
+        # An empty one may be anybody's, and would be renamed with the rest.
+        is_used = inside.is_symlink() or os.path.lexists(inside / STATE_FILE)
+        is_inside = is_used or not os.access(place.parent, os.W_OK | os.X_OK)
+        self.path = inside if not os.path.lexists(beside) and place.is_dir() and is_inside else beside
         self.is_inside = self.path == inside
         self._data_directory = data_directory
 
@@ -73,14 +78,13 @@ class RestoreDirectory:
                     hint=f'run pgkeep as "{writer.user_name}"',
                 )
             state = RestoreState.parse(file.read(), name=str(self.state_path))
-        return state if state.data_directory == str(self._data_directory) else None
+        is_same = os.path.realpath(state.data_directory) == os.path.realpath(self._data_directory)
+        return state if is_same else None
 
     def write(self, state: RestoreState) -> None:
         """Replace the state, durably."""
-        try:
+        with write_errors(f"write {self.state_path}", again="run the same command again"):
             write_file(self.state_path, state.render())
-        except OSError as error:
-            raise PgkeepError(f"cannot write {self.state_path}: {error.strerror}") from error
 
     @contextlib.contextmanager
     def held(self, owner: Owner | None = None) -> Iterator[None]:
@@ -88,9 +92,11 @@ class RestoreDirectory:
         Make the directory for *owner* when it is missing, and hold it against other processes.
 
         Raises:
-            RestoreRefused: Another process works on this restore, or the directory cannot be made.
+            RestoreRefused: Another process works on this restore, or the directory cannot be made, or is another
+                account's.
         """
         self._check_place()
+        self._check_account(owner)
         try:
             if not self.path.is_dir():
                 make_directories(self.path, owner)
@@ -129,9 +135,21 @@ class RestoreDirectory:
 
     def _check_place(self) -> None:
         """Raise RestoreRefused where a link has the place of the directory: none was ever made by a restore."""
+        refuse_foreign_links(self._data_directory)
         if self.path.is_symlink():
             raise RestoreRefused(
                 f"{self.path} is a link, expected the directory of a restore",
+                hint="find out who made it, and remove it",
+            )
+
+    def _check_account(self, owner: Owner | None) -> None:
+        """Raise RestoreRefused where the directory was made by an account that has no part in the restore."""
+        if not os.path.lexists(self.path):
+            return
+        maker = Owner.of(self.path)
+        if maker.uid not in (0, os.geteuid(), owner.uid if owner is not None else 0):
+            raise RestoreRefused(
+                f'{self.path} belongs to "{maker.user_name}", who has no part in this restore',
                 hint="find out who made it, and remove it",
             )
 

@@ -11,6 +11,7 @@ import msgspec
 from pgkeep.datadir.instance import PrivateAccess
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.postmaster import PostmasterFile, read_control_file, running_postmaster
+from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import RestoreRefused, ToolError
 from pgkeep.jobs.fenced_server import FencedServer, Voice
 from pgkeep.jobs.own_configuration import put_back_outside
@@ -154,7 +155,8 @@ def _access(run: RestoreRun) -> PrivateAccess:
         )
     if known is not None and known.directory.is_dir():
         return known
-    access = PrivateAccess.make(state.owner_of_files or Owner.of(state.directory))
+    with write_errors("make a private directory for the socket in /tmp"):
+        access = PrivateAccess.make(state.owner_of_files or Owner.of(state.directory))
     run.record(access=str(access.directory))
     return access
 

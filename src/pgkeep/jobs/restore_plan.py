@@ -22,6 +22,7 @@ from pgkeep.jobs.restore_request import RestoreRequest
 from pgkeep.jobs.restored_checks import WantedChecks
 from pgkeep.jobs.set_aside import Aside, directories_in_the_way, set_aside
 from pgkeep.jobs.topology import plan_line
+from pgkeep.jobs.wipe import check_nothing_mounted
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
 
@@ -212,6 +213,8 @@ def _cleared(
             version_directory=target.version_directory,
             is_wiped=request.wipe,
         )
+    if request.wipe:
+        check_nothing_mounted(in_the_way)
     return ((), in_the_way) if request.wipe else (set_aside(in_the_way, now=now), ())
 
 

@@ -19,7 +19,7 @@ from pgkeep.errors import FormatError
 from pgkeep.jobs.own_configuration import OutsideState
 from pgkeep.jobs.restore_settings import restore_command
 from pgkeep.jobs.set_aside import Aside
-from pgkeep.jobs.standby_plan import StandbyState
+from pgkeep.jobs.standby_state import StandbyState
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
 from pgkeep.vault.layout import WAL_DIRECTORY
@@ -83,6 +83,8 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         wal_plan: Text of the restore's WAL plan.
         asides: What is moved away in phase 2, in the order of the moves.
         wiped: What is removed in phase 2 instead, for ever.
+        wiped_identities: Of these directories: device and inode as phase 1 found them, ``65025:131``.
+        is_wiping: Whether the first of it is gone.
         wal_link: What ``pg_wal`` is, and was, a link to; empty when it is a directory like others.
         wal_directory: Where that leads.
         is_cleared: Whether all of that is out of the way.
@@ -142,6 +144,8 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     wal_plan: str
     asides: list[StoredAside] = []
     wiped: list[str] = []
+    wiped_identities: list[str] = []
+    is_wiping: bool = False
     wal_link: str = ""
     wal_directory: str = ""
     is_cleared: bool = False

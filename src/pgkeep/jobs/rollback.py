@@ -17,18 +17,20 @@ from pgkeep.datadir.postmaster import read_control_file, running_postmaster
 from pgkeep.datadir.service import stop_server
 from pgkeep.datadir.service_search import find_service
 from pgkeep.datadir.target import MARKER, kept_names
+from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.audit_file import AuditFile
-from pgkeep.jobs.clear_away import give_back, remove_contents
+from pgkeep.jobs.clear_away import give_back
 from pgkeep.jobs.finish import known_restore
 from pgkeep.jobs.old_server import STOP_SECONDS, start_old_server
 from pgkeep.jobs.own_configuration import take_back_outside
 from pgkeep.jobs.phase_log import PHASES
 from pgkeep.jobs.private_wal import remove_private_wal
-from pgkeep.jobs.restore_directory import SUFFIX, RestoreDirectory, RestoreRun
+from pgkeep.jobs.restore_directory import RestoreDirectory, RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.set_aside import STAMP_LENGTH
 from pgkeep.jobs.unfinished import ran_by_hand
+from pgkeep.jobs.wipe import remove_contents
 from pgkeep.pg.data_directory import BACKUP_LABEL, CONTROL_FILE
 
 
@@ -48,8 +50,7 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
         RestoreRefused: No restore is known, something would be lost that was not given up, or there is no way back.
     """
     directory = RestoreDirectory(data_directory)
-    known_restore(data_directory)
-    with directory.held():
+    with directory.held(known_restore(data_directory).owner_of_files):
         run = RestoreRun(directory, known_restore(data_directory))
         state = run.state
         _check(state, is_discarded=is_discarded)
@@ -91,7 +92,7 @@ def _check(state: RestoreState, *, is_discarded: bool) -> None:
             )
     if is_discarded:
         return
-    if state.wiped:
+    if state.wiped and (state.is_wiping or state.is_cleared):
         raise RestoreRefused(
             f"there is nothing to put back: wipe_pgdata had what stood in {state.directory} removed",
             hint="pgkeep rollback --discard removes what was restored, and leaves nothing",
@@ -121,7 +122,7 @@ def _check_what_is_there(state: RestoreState) -> None:
 def _not_ours(state: RestoreState) -> RestoreRefused:
     return RestoreRefused(
         f"{state.directory} does not hold what the restore {state.restore_id} laid down",
-        hint=f"move it away yourself; {state.directory}{SUFFIX} has the state of the restore",
+        hint=f"move it away yourself; {RestoreDirectory(state.directory).path} has the state of the restore",
     )
 
 
@@ -159,7 +160,8 @@ def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
     renamed = _discarded(state)
     for path, discarded in renamed.items():
         if not os.path.lexists(discarded) and os.path.lexists(path):
-            os.rename(path, discarded)
+            with write_errors(f"rename {path}", again="run pgkeep rollback again"):
+                os.rename(path, discarded)
             if running_postmaster(discarded) is not None:
                 # It would go on in the tablespaces, which are another cluster's in a moment.
                 os.rename(discarded, path)

@@ -280,7 +280,7 @@ def restore_stream(
 
 
 def _keep_or_remove(wal: PrivateWal, request: RestoreRequest) -> None:
-    """Remove the WAL of a restore that failed, unless somebody may need it; the error on its way stays the first one."""
+    """Remove the WAL of a restore that failed, unless somebody may need it; the error on its way stays the first."""
     with contextlib.suppress(PgkeepError):
         try:
             state = RestoreDirectory(request.data_directory).read()

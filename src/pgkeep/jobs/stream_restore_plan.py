@@ -104,11 +104,6 @@ def prepare_stream(
     data_directory, tablespaces = _places(base, settings, place)
     if place is None:
         _check_identity(data_directory, base)
-    wal_directory = Path(settings.text("wal_restore_dir") or f"{data_directory}{SUFFIX}")
-    private = PrivateWal(wal_directory, base, segment_size=size, owner=None)
-    private.check()
-    _check_apart(wal_directory, [data_directory, *tablespaces.values()])
-    wal_bytes = size * sum(1 for name, _ in selection.wal if len(name) == 24) if selection is not None else 0
     asked = asked_for(
         target,
         tablespaces=tablespaces,
@@ -117,6 +112,14 @@ def prepare_stream(
         backup_id=base.backup_id,
         standby_of=standby.where if standby is not None else "",
     )
+    unfinished = unfinished_restore(data_directory, asked)
+    # It may have been named by a link then.
+    known = unfinished.private_wal if unfinished is not None else ""
+    wal_directory = Path(settings.text("wal_restore_dir") or known or f"{data_directory}{SUFFIX}")
+    private = PrivateWal(wal_directory, base, segment_size=size, owner=None)
+    private.check()
+    _check_apart(wal_directory, [data_directory, *tablespaces.values()])
+    wal_bytes = size * sum(1 for name, _ in selection.wal if len(name) == 24) if selection is not None else 0
     request = RestoreRequest(
         recovery=recovery,
         tail=tail,
@@ -139,7 +142,7 @@ def prepare_stream(
         port=_port(settings),
         private_wal=wal_directory,
         asked=asked,
-        unfinished=_from_its_beginning(unfinished_restore(data_directory, asked)),
+        unfinished=_from_its_beginning(unfinished),
         options=restore_options(settings),
         standby=standby,
         retain_days=settings.number("pgdata_backup_retain_days"),

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from pgkeep.datadir.durable import write_file
-from pgkeep.errors import PgkeepError
+from pgkeep.datadir.write_errors import write_errors
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.pg.replication_sql import (
@@ -55,10 +55,8 @@ def stage_scripts(run: RestoreRun) -> None:
         texts[SUBSCRIPTIONS_FILE] += enable_lines(found) if found else ""
     for name, text in texts.items():
         path = run.directory.path / name
-        try:
+        with write_errors(f"write {path}", again="run the same command again"):
             write_file(path, text.encode("utf-8", "surrogateescape"), owner=state.owner_of_files)
-        except OSError as error:
-            raise PgkeepError(f"cannot write {path}: {error.strerror}") from error
 
 
 def plan_line(recorded: ReplicationState | None, options: Mapping[str, Any]) -> str:
