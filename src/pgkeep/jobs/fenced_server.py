@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from pgkeep.datadir.recovery_files import (
     remove_settings,
     remove_signals,
 )
-from pgkeep.errors import CheckFailed
+from pgkeep.errors import CheckFailed, RecoveryFailed
 from pgkeep.jobs.archive_service import ArchiveService
+from pgkeep.jobs.archive_socket import ServiceRuns
 from pgkeep.jobs.fence import Fence
 from pgkeep.jobs.fenced_replay import FencedReplay
 from pgkeep.jobs.old_server import service_of
@@ -30,9 +32,10 @@ from pgkeep.jobs.replay import ReplayEnd, ReplayOverdue, open_private
 from pgkeep.jobs.restore_directory import RestoreRun
 from pgkeep.jobs.restore_state import RestoreState, StoredEnd
 from pgkeep.jobs.restored_checks import WantedChecks, check_behind_fence, check_stopped
-from pgkeep.jobs.standby_plan import StandbyState
+from pgkeep.jobs.standby_state import StandbyState
 from pgkeep.jobs.standby_watch import watch_standby
 from pgkeep.jobs.topology import restore_topology
+from pgkeep.pg.data_directory import WAL_DIRECTORY
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import TargetAction, isolation_settings
 from pgkeep.server.connection import Server
@@ -106,6 +109,10 @@ class FencedServer:
             finished = True
             overdue.hint += f"; to look: {self._way_in}; pgkeep finish goes on watching it"
             raise
+        except RecoveryFailed as failure:
+            # The server's own last word may be that a program has failed, which wrote to the same disk.
+            failure.hint = _full_disk(self._state) + failure.hint
+            raise
         finally:
             if not finished:
                 self._instance.stop()
@@ -117,13 +124,18 @@ class FencedServer:
         # The server's user must get through to the socket; nobody else gets into the directory above.
         self.archive_socket.parent.mkdir(mode=0o711, exist_ok=True)
         self.archive_socket.parent.chmod(0o711)
-        service = ArchiveService(
-            self._state.archive,
-            self.archive_socket,
-            operations=(Operation.GET,),
-            plan_path=self._state.wal_plan_path if self._state.wal_plan_path.exists() else None,
-            client_uid=self._owner.uid,
-        )
+        try:
+            service = ArchiveService(
+                self._state.archive,
+                self.archive_socket,
+                operations=(Operation.GET,),
+                plan_path=self._state.wal_plan_path if self._state.wal_plan_path.exists() else None,
+                client_uid=self._owner.uid,
+            )
+        except ServiceRuns:
+            # When the pgkeep that watched the server was gone, its restore_command has started a service of its own.
+            yield
+            return
         thread = threading.Thread(target=service.serve, name="archive-service", daemon=True)
         with service:
             thread.start()
@@ -296,6 +308,19 @@ def _end_of(stored: StoredEnd) -> ReplayEnd:
         is_promoted=stored.is_promoted,
         is_target_met=stored.is_target_met,
     )
+
+
+def _full_disk(state: RestoreState) -> str:
+    """Return what to say of the first directory of the restore whose file system has no room for WAL; or nothing."""
+    for place in (state.directory, state.directory / WAL_DIRECTORY, *state.places.values()):
+        try:
+            status = os.statvfs(place)
+        except OSError:
+            continue
+        free = status.f_bavail * status.f_frsize
+        if free < state.segment_size:
+            return f"the file system of {place} has {free} bytes left: make room, and pgkeep finish goes on; "
+    return ""
 
 
 def archive_socket_of(access: PrivateAccess) -> Path:
