@@ -88,6 +88,10 @@ def chain_of(major: int, make_keeper: MakeKeeper) -> Callable[..., Chain]:
 def test_without_archiving(chain_of: Callable[..., Chain]) -> None:
     """With archiving off, every moment between the first Full and the end of the last job can be reached."""
     chain = chain_of("off")
+    consistent = chain.restore("--target-immediate", "--backup-id={second_full}")
+    with consistent.connect() as connection:
+        names = {name for (name,) in connection.execute("SELECT name FROM ledger_mark")}
+    assert names == {f"after_{name}" for name in ("full", "incremental", "differential", "second_incremental")}
     chain.promoted("after_full", "--target-time={after_full.time}")
     chain.promoted("after_incremental", "--target-lsn={after_incremental.lsn}")
     chain.promoted("end")
@@ -114,6 +118,8 @@ def test_with_archive_push(chain_of: Callable[..., Chain]) -> None:
     assert paused.value("SELECT current_setting('port')::int") == paused.port
 
 
+# Every target is above, on all majors; what a target means to a server differs between 12 and 13 only.
+@pytest.mark.pg("!=14, !=15, !=16, !=17")
 def test_with_archive_directory(chain_of: Callable[..., Chain]) -> None:
     """With a plain archive directory the WAL comes from there; a server can be shut down at the target."""
     chain = chain_of("directory", incremental_content="files")
@@ -129,7 +135,3 @@ def test_with_archive_directory(chain_of: Callable[..., Chain]) -> None:
     shut_down.start()
     shut_down.wait_until_promoted()
     shut_down.assert_is_at(chain.marks["after_differential"])
-    consistent = chain.restore("--target-immediate", "--backup-id={second_full}")
-    with consistent.connect() as connection:
-        names = {name for (name,) in connection.execute("SELECT name FROM ledger_mark")}
-    assert names == {f"after_{name}" for name in ("full", "incremental", "differential", "second_incremental")}

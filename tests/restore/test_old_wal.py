@@ -36,6 +36,10 @@ def test_the_moment_that_only_the_old_pg_wal_holds(major: int, make_keeper: Make
     assert "is beyond the WAL held" in refusal[0]
     plan = keeper.run("restore", f"--bin-dir={cluster.installation.bin_dir}", "--overwrite-existing", "--plan")
     assert any(line.startswith("would be archived from ") for line in plan.lines)
+    # With the target of the accident the plan is refused, and says that the restore itself would not be.
+    status, refusal = keeper.refuse("--overwrite-existing", target, "--plan")
+    assert status == 8
+    assert "the plan knows what is archived only, the restore itself what leads on to " in refusal[1]
     restored = restore_in_place(keeper, target)
     [said] = [line for line in restored.outcome.lines if line.startswith("archived from ")]
     assert ".partial, which ends at " in said

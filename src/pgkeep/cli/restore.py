@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.cli.progress import Meter
-from pgkeep.errors import UsageError
+from pgkeep.errors import RestoreRefused, UsageError
 from pgkeep.jobs.restore_settings import audit_file, check_allowed
 from pgkeep.modes import MODES
 from pgkeep.settings.parameter import PHYSICAL_MODES
@@ -65,6 +65,7 @@ def _restore_cluster(
     from pgkeep.jobs.restore_settings import recovery_target, restore_options, tablespace_places
     from pgkeep.jobs.standby_plan import plan_standby_recovery, standby_plan
     from pgkeep.jobs.unfinished import asked_for, unfinished_restore
+    from pgkeep.pg.lsn import Lsn
     from pgkeep.server.tools import toolbox_for_server
     from pgkeep.vault.stored_chain import StoredChain
     from pgkeep.vault.wal_view import WalView
@@ -83,24 +84,29 @@ def _restore_cluster(
     place = settings.text("pgdata_dir") or (heads[-1].data_directory if heads else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
     with WalView(cluster.archive, tell=audit.say) as view:
+        old_end, is_dry = Lsn(0), settings.flag("dry_run_restore")
         if settings.flag("overwrite_existing") and unfinished is None and standby is None:
-            is_dry = settings.flag("dry_run_restore")
-            archive_old_wal(
+            old_end = archive_old_wal(
                 Path(place), cluster.archive, heads, target, view, say=audit.say, warn=audit.warn, is_dry=is_dry
             )
         backup_id = unfinished.backup_id if unfinished is not None else settings.text("backup_id") or ""
-        if standby is not None and standby.primary is not None:
-            recovery = plan_standby_recovery(standby, heads, view, backup_id=backup_id)
-        else:
-            recovery = plan_recovery(
-                heads,
-                target,
-                view,
-                now=now,
-                backup_id=backup_id,
-                find_restore_point=view.restore_point,
-                times_of=view.times,
-            )
+        try:
+            if standby is not None and standby.primary is not None:
+                recovery = plan_standby_recovery(standby, heads, view, backup_id=backup_id)
+            else:
+                recovery = plan_recovery(
+                    heads,
+                    target,
+                    view,
+                    now=now,
+                    backup_id=backup_id,
+                    find_restore_point=view.restore_point,
+                    times_of=view.times,
+                )
+        except RestoreRefused as refusal:
+            if is_dry and old_end:
+                refusal.hint += f"; the plan knows what is archived only, the restore itself what leads on to {old_end}"
+            raise
     base = recovery.base
     chain = chain_of(base, heads)
     with StoredChain(cluster, [head.backup_id for head in chain] or [base.backup_id]) as stored:

@@ -38,7 +38,7 @@ def archive_old_wal(
     say: Callable[[str], None],
     warn: Callable[[str], None],
     is_dry: bool = False,
-) -> None:
+) -> Lsn:
     """
     Archive what ``pg_wal`` of the cluster in *data_directory* has, and *archive* lacks, of the timeline of a restore.
 
@@ -51,11 +51,14 @@ def archive_old_wal(
         say: Takes one line for the log.
         warn: Takes one warning: a vault that cannot be written is no reason to refuse the restore.
         is_dry: Only say what there is.
+
+    Returns:
+        Up to where it leads; 0 when the archive lacks nothing of it.
     """
     usable = [head for head in heads if head.has_files and head.stop_lsn]
     # A copy elsewhere has gone its own way, under a timeline number that the cluster itself may have used since.
     if not usable or str(data_directory) != usable[-1].data_directory or not _is_cluster_of(archive, data_directory):
-        return
+        return Lsn(0)
     timeline = choose_history(usable, target, wal).timeline
     first = last = ""
     end = Lsn(0)
@@ -82,6 +85,7 @@ def archive_old_wal(
     if first:
         what = "would be archived" if is_dry else "archived"
         say(f"{what} from {data_directory / WAL_DIRECTORY}: {first} to {last}, which ends at {end}")
+    return end
 
 
 def _is_cluster_of(archive: WalArchive, data_directory: Path) -> bool:
