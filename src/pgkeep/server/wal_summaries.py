@@ -46,8 +46,8 @@ def wal_summaries(server: Server, timeline: Timeline, *, since: Lsn) -> list[Wal
     """Return the summaries of *timeline* that end after *since*, oldest first."""
     rows = server.rows(
         """
-        SELECT start_lsn::text, end_lsn::text FROM pg_available_wal_summaries()
-        WHERE tli = %s AND end_lsn > %s::pg_lsn ORDER BY start_lsn, end_lsn
+        SELECT s.start_lsn::text, s.end_lsn::text FROM pg_available_wal_summaries() AS s
+        WHERE s.tli = %s AND s.end_lsn > %s::pg_lsn ORDER BY s.start_lsn, s.end_lsn
         """,
         [int(timeline), str(since)],
     )
