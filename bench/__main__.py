@@ -10,17 +10,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from bench import archive_get, archive_push, bacula, dumps, physical
+from bench import archive_get, archive_push, bacula, blocks, dumps, physical
 from bench.lab import Result, say
+
+Lab = TypeVar("Lab")
 
 ARCHIVE_BENCHES: dict[str, Callable[[Path], Result]] = {
     "archive-push": archive_push.run,
     "archive-get": archive_get.run,
 }
-NAMES = (*physical.BENCHES, *ARCHIVE_BENCHES, *bacula.BENCHES, *dumps.BENCHES)
+NAMES = (*physical.BENCHES, *blocks.BENCHES, *ARCHIVE_BENCHES, *bacula.BENCHES, *dumps.BENCHES)
 
 
 def main(wanted: list[str]) -> int:
@@ -38,26 +41,30 @@ def _results(wanted: list[str]) -> Iterator[Result]:
     chosen = [name for name in wanted if name in physical.BENCHES]
     if chosen:
         with _workdir() as workdir, physical.physical_bench(workdir) as bench:
-            for name in chosen:
-                say(f"bench: {name}")
-                yield physical.BENCHES[name](bench)
+            yield from _each(chosen, physical.BENCHES, bench)
+    chosen = [name for name in wanted if name in blocks.BENCHES]
+    if chosen:
+        with _workdir() as workdir, blocks.block_bench(workdir) as of_blocks:
+            yield from _each(chosen, blocks.BENCHES, of_blocks)
     chosen = [name for name in wanted if name in bacula.BENCHES]
     if chosen:
         with _workdir() as workdir, bacula.bacula_bench(workdir) as through_bacula:
-            for name in chosen:
-                say(f"bench: {name}")
-                yield bacula.BENCHES[name](through_bacula)
+            yield from _each(chosen, bacula.BENCHES, through_bacula)
     chosen = [name for name in wanted if name in dumps.BENCHES]
     if chosen:
         with _workdir() as workdir, dumps.dump_bench(workdir) as server:
-            for name in chosen:
-                say(f"bench: {name}")
-                yield dumps.BENCHES[name](server)
+            yield from _each(chosen, dumps.BENCHES, server)
     for name in wanted:
         if name in ARCHIVE_BENCHES:
             say(f"bench: {name}")
             with _workdir() as workdir:
                 yield ARCHIVE_BENCHES[name](workdir)
+
+
+def _each(names: list[str], benches: Mapping[str, Callable[[Lab], Result]], lab: Lab) -> Iterator[Result]:
+    for name in names:
+        say(f"bench: {name}")
+        yield benches[name](lab)
 
 
 class _workdir:  # noqa: N801 - used like a function

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pwd
+import resource
 import shutil
 import socket
 import statistics
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SCALE = 115
@@ -30,13 +31,14 @@ STANZA = "bench"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One measurement; *ratio* is our time by the peer's, less is better."""
+    """One measurement; *ratio* is our time by the peer's, less is better; *more* is what else was measured."""
 
     name: str
     ours_seconds: float
     peer: str
     peer_seconds: float
     goal: float
+    more: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
         """Return it as one JSON object."""
@@ -48,6 +50,7 @@ class Result:
                 "peer_seconds": round(self.peer_seconds, 3),
                 "ratio": round(self.ours_seconds / self.peer_seconds, 3),
                 "goal": self.goal,
+                **self.more,
             }
         )
 
@@ -109,6 +112,7 @@ def alternate(
     *before* is called before each run and is not timed.
     """
     times: tuple[list[float], list[float]] = ([], [])
+    processor: tuple[list[float], list[float]] = ([], [])
     for action in (ours, peer):
         before()
         action()
@@ -117,11 +121,19 @@ def alternate(
             before()
             # What an earlier run left for the kernel to write must not be counted against this one.
             os.sync()
-            begin = time.perf_counter()
+            used, begin = _processor_seconds(), time.perf_counter()
             action()
             times[side].append(time.perf_counter() - begin)
+            processor[side].append(_processor_seconds() - used)
     say(f"  ours {[round(t, 2) for t in times[0]]}, peer {[round(t, 2) for t in times[1]]}")
+    say(f"  user and system: ours {statistics.median(processor[0]):.2f}, peer {statistics.median(processor[1]):.2f}")
     return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _processor_seconds() -> float:
+    """Return what the programs that have ended by now have used; servers go on and are not in it."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @dataclass(slots=True)
@@ -160,18 +172,32 @@ class BenchCluster:
 
 
 @contextlib.contextmanager
-def cluster(workdir: Path, *, scale: int = SCALE, text_rows: int = TEXT_ROWS) -> Iterator[BenchCluster]:
-    """Make a server with checksums and about 2 GB of pgbench data and text, and stop it in the end."""
+def cluster(
+    workdir: Path,
+    *,
+    scale: int = SCALE,
+    text_rows: int = TEXT_ROWS,
+    bin_directory: Path | None = None,
+    fill_factor: int = 100,
+    settings: str = "",
+) -> Iterator[BenchCluster]:
+    """
+    Make a server with checksums and about 2 GB of pgbench data and text, and stop it in the end.
+
+    *bin_directory* has its programs, the machine's newest where none is given; *fill_factor* leaves room in the pages;
+    *settings* are lines for its configuration.
+    """
     directory = workdir / "cluster"
     directory.mkdir()
     if os.geteuid() == 0:
         shutil.chown(directory, server_user(), pwd.getpwnam(server_user()).pw_gid)
-    made = BenchCluster(directory, newest_bin_directory(), free_port())
+    made = BenchCluster(directory, bin_directory or newest_bin_directory(), free_port())
     run([str(made.bin_directory / "initdb"), "-D", str(made.data_directory), "-k", "-A", "trust", "-U", "postgres"])
     with open(made.data_directory / "postgresql.auto.conf", "a") as file:
         file.write(
             f"port = {made.port}\nunix_socket_directories = '{directory}'\nshared_buffers = 256MB\n"
             "max_wal_size = 8GB\ncheckpoint_timeout = 1h\nwal_level = replica\nautovacuum = off\n"
+            f"{settings}"
         )
     made.start()
     try:
@@ -184,6 +210,8 @@ def cluster(workdir: Path, *, scale: int = SCALE, text_rows: int = TEXT_ROWS) ->
                 "-q",
                 "-s",
                 str(scale),
+                "-F",
+                str(fill_factor),
                 "-U",
                 "postgres",
                 "-h",
@@ -194,7 +222,8 @@ def cluster(workdir: Path, *, scale: int = SCALE, text_rows: int = TEXT_ROWS) ->
             ]
         )
         made.psql(
-            "CREATE TABLE notes AS SELECT g AS id, md5(g::text) || md5((g * 7)::text) AS body "
+            f"CREATE TABLE notes WITH (fillfactor = {fill_factor}) AS "
+            "SELECT g AS id, md5(g::text) || md5((g * 7)::text) AS body "
             f"FROM generate_series(1, {text_rows}) g"
         )
         made.psql("VACUUM")
@@ -205,9 +234,15 @@ def cluster(workdir: Path, *, scale: int = SCALE, text_rows: int = TEXT_ROWS) ->
 
 
 @contextlib.contextmanager
-def pgbackrest(server: BenchCluster, *, archiving: bool = True) -> Iterator[list[str]]:
-    """Make a pgBackRest stanza over *server*, two processes and zstd level 1; yield the command up to its verb."""
-    program = shutil.which("pgbackrest")
+def pgbackrest(
+    server: BenchCluster, *, archiving: bool = True, program: str | None = None, options: str = ""
+) -> Iterator[list[str]]:
+    """
+    Make a pgBackRest stanza over *server*, two processes and zstd level 1; yield the command up to its verb.
+
+    *program* is another than the machine's; *options* are lines for its configuration.
+    """
+    program = program or shutil.which("pgbackrest")
     if program is None:
         raise SystemExit("bench: pgbackrest is not installed: apt-get install pgbackrest")
     home = server.directory / "pgbackrest"
@@ -218,7 +253,7 @@ def pgbackrest(server: BenchCluster, *, archiving: bool = True) -> Iterator[list
     config.write_text(
         f"[global]\nrepo1-path={home}/repo\nlock-path={home}/lock\nspool-path={home}/spool\nlog-path={home}/log\n"
         "log-level-console=warn\nlog-level-file=off\nprocess-max=2\ncompress-type=zst\ncompress-level=1\n"
-        f"start-fast=y\nrepo1-retention-full=2\n[{STANZA}]\npg1-path={server.data_directory}\n"
+        f"start-fast=y\nrepo1-retention-full=2\n{options}[{STANZA}]\npg1-path={server.data_directory}\n"
         f"pg1-port={server.port}\npg1-socket-path={server.directory}\npg1-user=postgres\n"
     )
     command = [program, f"--config={config}", f"--stanza={STANZA}"]

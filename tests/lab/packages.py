@@ -83,20 +83,21 @@ def unpack_debian(directory: Path, *, suite: str, major: int) -> Path:
 
     Its programs are told by patchelf where their loader and libraries are, so *directory* must not move afterwards.
     """
-    work = directory / "apt"
-    _isolate_apt(work, suite)
-    plan = _apt(work, "install", "-s", "--no-install-recommends", f"postgresql-{major}")
-    needed = re.compile(_NEEDED.format(major=major))
-    names = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
-    names = [name for name in names if needed.match(name) and not _NOT_NEEDED.search(name)]
-    if f"postgresql-{major}" not in names:
-        raise Unavailable(f"Debian {suite} has no postgresql-{major}")
-    _apt(work, "download", *names, cwd=work / "debs")
-    root = directory / "root"
-    for package in sorted((work / "debs").glob("*.deb")):
-        _run(["dpkg-deb", "-x", str(package), str(root)])
-    shutil.rmtree(work)
-    return _relocate(root, major)
+    root = _unpack_debian_plan(
+        directory, suite=suite, package=f"postgresql-{major}", needed=_NEEDED.format(major=major)
+    )
+    home = root / "usr/lib/postgresql" / str(major)
+    # Without LLVM's library a query that JIT would help ends in an error; without this file JIT is merely off.
+    (home / "lib/llvmjit.so").unlink(missing_ok=True)
+    _relocate(root, home / "bin")
+    return home / "bin"
+
+
+def unpack_debian_program(directory: Path, *, suite: str, package: str) -> Path:
+    """Unpack one *package* of the Debian release *suite* as ``unpack_debian`` does; return where its programs are."""
+    root = _unpack_debian_plan(directory, suite=suite, package=package, needed=rf"(lib|zlib1g|{package}$)")
+    _relocate(root, root / "usr/bin")
+    return root / "usr/bin"
 
 
 def unpack_debian_package(directory: Path, *, suite: str, package: str) -> Path:
@@ -106,6 +107,23 @@ def unpack_debian_package(directory: Path, *, suite: str, package: str) -> Path:
     _apt(work, "download", package, cwd=work / "debs")
     root = directory / "root"
     for file in (work / "debs").glob("*.deb"):
+        _run(["dpkg-deb", "-x", str(file), str(root)])
+    shutil.rmtree(work)
+    return root
+
+
+def _unpack_debian_plan(directory: Path, *, suite: str, package: str, needed: str) -> Path:
+    """Unpack *package* and those of the packages it depends on that match *needed*; return the root of the files."""
+    work = directory / "apt"
+    _isolate_apt(work, suite)
+    plan = _apt(work, "install", "-s", "--no-install-recommends", package)
+    names = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]
+    names = [name for name in names if re.match(needed, name) and not _NOT_NEEDED.search(name)]
+    if package not in names:
+        raise Unavailable(f"Debian {suite} has no {package}")
+    _apt(work, "download", *names, cwd=work / "debs")
+    root = directory / "root"
+    for file in sorted((work / "debs").glob("*.deb")):
         _run(["dpkg-deb", "-x", str(file), str(root)])
     shutil.rmtree(work)
     return root
@@ -128,8 +146,8 @@ def _isolate_apt(work: Path, suite: str) -> None:
     _apt(work, "update")
 
 
-def _relocate(root: Path, major: int) -> Path:
-    """Point the programs beneath *root* at their own loader and libraries; return their directory."""
+def _relocate(root: Path, bin_dir: Path) -> None:
+    """Point the programs in *bin_dir* at the loader and the libraries beneath *root*."""
     triplet = f"{platform.machine()}-linux-gnu"
     libraries = root / "usr/lib" / triplet
     if (root / "lib" / triplet).is_dir() and not (root / "lib").is_symlink():
@@ -138,15 +156,11 @@ def _relocate(root: Path, major: int) -> Path:
     patchelf = shutil.which("patchelf", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if loader is None or patchelf is None:
         raise Unavailable("patchelf is not installed" if loader else f"no loader in {libraries}")
-    home = root / "usr/lib/postgresql" / str(major)
-    # Without LLVM's library a query that JIT would help ends in an error; without this file JIT is merely off.
-    (home / "lib/llvmjit.so").unlink(missing_ok=True)
-    programs = [path for path in sorted((home / "bin").iterdir()) if _is_elf(path)]
+    programs = [path for path in sorted(bin_dir.iterdir()) if _is_elf(path)]
     _run(
         [patchelf, "--set-interpreter", str(loader), "--force-rpath", "--set-rpath", str(libraries)]
         + [str(path) for path in programs]
     )
-    return home / "bin"
 
 
 def npm_command(node_bin_dir: Callable[[], Path]) -> list[str]:

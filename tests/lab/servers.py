@@ -24,6 +24,7 @@ from tests.lab.packages import (
     npm_command,
     unpack_debian,
     unpack_debian_package,
+    unpack_debian_program,
     unpack_node,
     unpack_npm,
     unpack_wheel,
@@ -90,6 +91,12 @@ def debian_library(package: str, name: str, *, major: int) -> Path:
         f"debian-{suite}-{package}", lambda directory: unpack_debian_package(directory, suite=suite, package=package)
     )
     return root / f"usr/lib/postgresql/{major}/lib/{name}"
+
+
+def debian_program(package: str, *, suite: str) -> Path:
+    """Return the program that has the name of its *package* of Debian's, from the release *suite*."""
+    name = f"debian-{suite}-{package}"
+    return cached(name, lambda place: unpack_debian_program(place, suite=suite, package=package)) / package
 
 
 def newest_installation() -> Installation:
