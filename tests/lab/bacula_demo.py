@@ -1,5 +1,5 @@
 """
-``./dev demo-bacula``: the main job through a real Bacula, told as it happens.
+``./dev demo-bacula [STORY]``: the main job through a real Bacula, told as it happens.
 
 A server works under load; a Director backs it up at three levels; a table is dropped by accident; bconsole brings the
 moment before back, row for row. Everything lives in one temporary directory, which is removed in the end.
@@ -21,38 +21,48 @@ from tests.lab.server_user import server_directory, server_user
 from tests.lab.servers import newest_installation
 
 LOAD_TRANSFERS = 300
+STORIES = ("pitr", "pitr_block", "parallel_dump")
 _PROGRAMS = Path(sys.executable).parent
+_SUMMARIZING = {"summarize_wal": "on", "wal_summary_keep_time": "14d"}
 
 
 def main(story: str = "pitr") -> int:
     """Tell the whole story, that of *story*; return the exit status."""
+    if story not in STORIES:
+        print(f'demo-bacula: no story "{story}": expected one of {", ".join(STORIES)}', file=sys.stderr)
+        return 2
+    settings = _SUMMARIZING if story == "pitr_block" else {}
     with server_directory() as directory, ExitStack() as stack:
         installation = newest_installation()
         _tell(f"a new server, {installation.version}, and a Bacula {VERSION} of its own, in {directory}")
-        cluster = stack.enter_context(Cluster.create(installation, directory / "data")).start()
+        cluster = stack.enter_context(Cluster.create(installation, directory / "data", settings=settings)).start()
         director = stack.enter_context(Director(directory / "bacula"))
         _install(director, installation.bin_dir)
         director.start()
         if story == "parallel_dump":
             return _parallel_dump(cluster, director)
-        return _story(directory, cluster, director)
+        return _story(directory, cluster, director, mode=story)
 
 
-def _story(directory: Path, cluster: Cluster, director: Director) -> int:
-    line = f"pgkeep: mode=pitr host={cluster.socket_directory} port={cluster.port} user={SUPERUSER} start_fast=yes"
+def _story(directory: Path, cluster: Cluster, director: Director, *, mode: str) -> int:
+    line = f"pgkeep: mode={mode} host={cluster.socket_directory} port={cluster.port} user={SUPERUSER} start_fast=yes"
     job = director.add_job("pitr", line)
+    cluster.sql("CREATE TABLE history AS SELECT g, md5(g::text) AS note FROM generate_series(1, 200000) AS g")
+    cluster.sql("VACUUM history")
     print(job.text())
     ledger = Ledger(cluster)
     with ledger.load() as load:
         for level in ("Full", "Differential", "Incremental"):
             load.wait_for(LOAD_TRANSFERS)
+            # A few blocks of many.
+            cluster.sql(f"UPDATE history SET note = '{level}' WHERE g % 20000 = 0")
             _backup(director, level)
         load.wait_for(LOAD_TRANSFERS)
     mark = ledger.mark("before")
     _tell(f"the moment before the accident: {mark.time.isoformat()}, {ledger.check()} transfers")
-    cluster.sql("DROP TABLE ledger_entry")
+    cluster.sql("DROP TABLE ledger_entry, history")
     cluster.sql("UPDATE ledger_account SET balance = 0")
-    _tell("DROP TABLE ledger_entry; UPDATE ledger_account SET balance = 0   -- the accident")
+    _tell("DROP TABLE ledger_entry, history; UPDATE ledger_account SET balance = 0   -- the accident")
     _backup(director, "Incremental")
 
     where = directory / "restored"

@@ -176,7 +176,7 @@ def grants(
 @app.command()
 @with_options("demo")
 def demo(
-    story: Annotated[str, typer.Argument(metavar="STORY", help="Which: pitr or parallel_dump.")] = "pitr",
+    story: Annotated[str, typer.Argument(metavar="STORY", help="Which: pitr, pitr_block or parallel_dump.")] = "pitr",
     *,
     values: dict[str, Any],
 ) -> None:

@@ -74,6 +74,12 @@ class Demo:
         bin_dir: Whose server it is.
     """
 
+    mode = "pitr"
+    """Of its backups."""
+
+    configuration = ""
+    """Lines for the server's configuration."""
+
     def __init__(self, directory: Path, bin_dir: Path) -> None:
         self._directory = directory
         self._bin_dir = bin_dir
@@ -104,7 +110,7 @@ class Demo:
                 self._backup(level)
             time.sleep(LOAD_SECONDS)
         with self._connect(self._port) as session:
-            before, moment = digests(session), _now(session)
+            before, moment = digests(session), moment_of(session)
             tell(f"the moment before the accident: {moment}, {before['transfer'][0]} transfers")
             session.execute("DROP TABLE orders, transfer")
             tell("DROP TABLE orders, transfer   -- the accident")
@@ -114,17 +120,21 @@ class Demo:
         target = [f"--target-time={moment}", f"--pgdata-dir={self._restored}", f"--bin-dir={self._bin_dir}"]
         self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, "--plan")
         self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, f"--port={self._restored_port}", "--start")
+        self._compare(before)
+        self._change_the_mind(moment)
+        self._pgkeep("verify", "demo", f"--vault={self._vault}")
+
+    def _compare(self, before: dict[str, tuple[int, str]]) -> None:
+        """Hold the rows of the restored server against those of *before*, which ``digests`` returned."""
         with self._connect(self._restored_port) as session:
-            after = digests(session)
+            after = digests(session, tuple(before))
             (imbalance,) = session.execute("SELECT sum(balance) FROM account").fetchone() or (None,)
-        for name in TABLES:
-            verdict = "equal" if before[name] == after[name] else "DIFFERENT"
+        for name, expected in before.items():
+            verdict = "equal" if expected == after[name] else "DIFFERENT"
             tell(f"table {name}: {after[name][0]} rows, digest {after[name][1][:16]}: {verdict}")
         tell(f"balances add up to {imbalance}")
         if before != after or imbalance != 0:
             raise CheckFailed("the restored rows are not those of the moment before the accident")
-        self._change_the_mind(moment)
-        self._pgkeep("verify", "demo", f"--vault={self._vault}")
 
     def _change_the_mind(self, moment: str) -> None:
         """Restore over the cluster itself, and put everything back."""
@@ -143,7 +153,7 @@ class Demo:
         tell("the cluster is as it was, accident and all")
 
     def _backup(self, level: str) -> None:
-        options = ["--mode=pitr", f"--level={level}", "--start-fast", f"--vault={self._vault}"]
+        options = [f"--mode={self.mode}", f"--level={level}", "--start-fast", f"--vault={self._vault}"]
         self._pgkeep("backup", "demo", *options, *self._server_options())
 
     def _server_options(self) -> list[str]:
@@ -164,7 +174,7 @@ class Demo:
         with open(self._data / "postgresql.conf", "a") as file:
             file.write(
                 f"port = {self._port}\nlisten_addresses = ''\nunix_socket_directories = '{self._directory}'\n"
-                "archive_mode = off\nlog_min_messages = fatal\n"
+                f"archive_mode = off\nlog_min_messages = fatal\n{self.configuration}"
             )
         self._start_server()
 
@@ -216,10 +226,12 @@ class Demo:
                 thread.join()
 
 
-def digests(session: psycopg.Connection[tuple[object, ...]]) -> dict[str, tuple[int, str]]:
-    """Return number of rows and a digest over all of them, for each table."""
+def digests(
+    session: psycopg.Connection[tuple[object, ...]], tables: tuple[str, ...] = TABLES
+) -> dict[str, tuple[int, str]]:
+    """Return number of rows and a digest over all of them, for each of *tables*."""
     found = {}
-    for name in TABLES:
+    for name in tables:
         query = f"SELECT count(*), md5(coalesce(string_agg(md5(t::text), '' ORDER BY md5(t::text)), '')) FROM {name} t"
         row = session.execute(query.encode()).fetchone()
         assert row is not None
@@ -227,7 +239,8 @@ def digests(session: psycopg.Connection[tuple[object, ...]]) -> dict[str, tuple[
     return found
 
 
-def _now(session: psycopg.Connection[tuple[object, ...]]) -> str:
+def moment_of(session: psycopg.Connection[tuple[object, ...]]) -> str:
+    """Return the server's time, as a restore takes it."""
     row = session.execute(
         "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
     ).fetchone()
@@ -279,4 +292,14 @@ def _parallel_dump() -> type[Demo]:
     return ParallelDumpDemo
 
 
-STORIES: dict[str, Callable[[], type[Demo]]] = {"pitr": lambda: Demo, "parallel_dump": _parallel_dump}
+def _pitr_block() -> type[Demo]:
+    from pgkeep.cli.demo_pitr_block import PitrBlockDemo
+
+    return PitrBlockDemo
+
+
+STORIES: dict[str, Callable[[], type[Demo]]] = {
+    "pitr": lambda: Demo,
+    "pitr_block": _pitr_block,
+    "parallel_dump": _parallel_dump,
+}
