@@ -42,12 +42,22 @@ def test_chain_arrives_and_is_rolled_forward(major: int, make_scene: MakeScene) 
             scene.cluster.sql("ALTER TABLE big SET TABLESPACE later")
         mark = scene.ledger.mark(f"at {number}")
         jobs.append(scene.backup(job, level))
+        if number == 3:
+            scene.transfer()
+            between = scene.ledger.mark("between")
 
     where = scene.directory / "out"
     result = scene.director.restore(job, where).must()
     assert sum(" applied backup " in f" {line}" for line in result.told) == 3, result.text
     scene.assert_restored(where, mark)
     assert not list(where.rglob("INCREMENTAL.*"))
+
+    # The last job's files are of a later moment; its WAL leads to this one.
+    where = scene.directory / "between"
+    options = {"target_time": between.time.isoformat()}
+    result = scene.director.restore(job, where, options=options).must()
+    assert sum(" applied backup " in f" {line}" for line in result.told) == 2, result.text
+    scene.assert_restored(where, between)
 
     refused = scene.director.restore(job, scene.directory / "not", select=f"jobid={jobs[0].job_id},{jobs[3].job_id}")
     assert refused.status in ("E", "f"), refused.text

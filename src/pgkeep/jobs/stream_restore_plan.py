@@ -2,7 +2,9 @@
 Phase 1 of a restore from a stream: everything is judged by what comes before the first file.
 
 That is the heads of the backups, one for each restored job, and mostly a list of the files that will come. The base is
-the newest backup with files: of a path that several jobs saved, Bacula restores the newest version only.
+the newest backup with files: of a path that several jobs saved, Bacula restores the newest version only. Block-level
+backups share no path, so of those it is the newest one that ends before the target; what is of later ones is passed
+over, but for their WAL, which leads there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import msgspec
 from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import PgkeepError, RestoreRefused, ToolError, UsageError
 from pgkeep.jobs.audit_file import AuditFile
+from pgkeep.jobs.block_chain import MODE as BLOCK_MODE
 from pgkeep.jobs.block_chain import chain_of, expected_bytes
 from pgkeep.jobs.private_wal import SUFFIX, PrivateWal
 from pgkeep.jobs.promised_wal import PromisedWal
@@ -48,12 +51,27 @@ class PreparedStream:
     wal: PrivateWal
 
 
-def newest_base(heads: Sequence[RecordHead], selection: Selection | None) -> RecordHead:
-    """Return the backup whose files are restored; raise PartialSelection when no record of one comes."""
+def newest_base(
+    heads: Sequence[RecordHead], selection: Selection | None, target: RecoveryTarget | None = None
+) -> RecordHead:
+    """
+    Return the backup whose files are restored.
+
+    Args:
+        heads: Of the backups that come.
+        selection: What will come; None when the daemon does not tell.
+        target: What is asked for; None for the newest backup.
+
+    Raises:
+        PartialSelection: No record of such a backup comes.
+    """
     bases = [head for head in heads if head.has_files and head.stop_lsn]
     if not bases:
         raise PartialSelection("no Full or Differential of the cluster is among the restored jobs", hint=WHOLE_JOB_HINT)
     base = max(bases, key=lambda head: head.backup_id)
+    if target is not None and base.mode == BLOCK_MODE:
+        early = [head for head in bases if head.mode == BLOCK_MODE and not _is_before(target, head)]
+        base = max(early, key=lambda head: head.backup_id, default=base)
     if selection is not None and base.backup_id not in selection.records:
         raise PartialSelection(f"the record of backup {base.backup_id} is not selected", hint=WHOLE_JOB_HINT)
     return base
@@ -84,7 +102,8 @@ def prepare_stream(
         RestoreRefused: The target cannot be reached, or is in the way.
     """
     by_age = sorted((head for head, _ in heads if head.mode in PHYSICAL_MODES), key=lambda head: head.backup_id)
-    base = newest_base(by_age, selection)
+    target = recovery_target(settings, now)
+    base = newest_base(by_age, selection, target)
     tails = {head.backup_id: tail for head, tail in heads}
     tail, chain = tails[base.backup_id], _chain(base, by_age)
     size = base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE
@@ -97,7 +116,6 @@ def prepare_stream(
         check_selection(member, tails[member.backup_id], selection, below=f"{member.backup_id}/")
     if not chain:
         check_selection(base, tail, selection)
-    target = recovery_target(settings, now)
     standby = standby_plan(settings, by_age)
     recovery = _plan(by_age, base, target, wal, now=now, standby=standby)
     _check_hole(recovery)
