@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pgkeep.bacula import state
 from pgkeep.bacula.kept_manifest import KEPT_SUFFIX, RESTORED_SUFFIX, read_manifest
-from tests.bacula_backend.bridge import Job
+from tests.bacula_backend.bridge import Job, PlainBridge
 from tests.bacula_backend.conftest import Client
 from tests.bacula_backend.test_chain import record_of
 from tests.lab.cluster import MakeCluster
@@ -64,6 +65,14 @@ def test_each_job_builds_on_the_one_that_the_director_names(client: Client) -> N
         own = (f"{ROOT}/{backup_id}/", f"{ROOT}/wal/")
         assert all(name.startswith(own) for name in job.order if name != f"{ROOT}/")
     assert all(name in client.catalog for job in (jobs[0], jobs[2]) for name in job.files)
+
+    with PlainBridge() as bridge:
+        [answer] = bridge.query(client.line, "json:recovery_window").lines
+    windows = json.loads(answer)
+    assert [one["backup"] for one in windows if one["backup"] in ids] == ids
+    assert windows == sorted(windows, key=lambda one: str(one["from"]))
+    # Each is a base, and the WAL of those after it leads on from there.
+    assert {one["to"] for one in windows} == {heads[-1]["stop_time"]}
 
 
 def test_a_lost_manifest_is_a_full_until_it_is_brought_back(client: Client) -> None:

@@ -16,6 +16,7 @@ from pgkeep.bacula.state import ClusterState
 from pgkeep.errors import UsageError
 from pgkeep.jobs.connection import connection_target
 from pgkeep.modes.dump_names import encode_name
+from pgkeep.pg.lsn import Lsn
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import slots
@@ -115,16 +116,22 @@ def _recovery_window(server: Server, settings: Resolved) -> Answer:
     """Return, for each base backup that this host remembers, from when to when its chain of WAL reaches."""
     identifier = str(int(queries.identify(server).system_identifier))
     cluster_id = settings.text("cluster_id") or ""
-    state = ClusterState(settings.require("state_dir"), cluster_id=cluster_id, mode="pitr")
+    mode = "pitr_block" if settings.get("mode") == "pitr_block" else "pitr"
+    state = ClusterState(settings.require("state_dir"), cluster_id=cluster_id, mode=mode)
     windows: Answer = []
+    reach: list[Lsn] = []
     for record in state.records():
         head = record.head
         if head.system_identifier != identifier or head.wal is None:
             continue
+        end = head.stop_time or head.end_time
+        for number, reached in enumerate(reach):
+            # Behind a gap in the WAL nothing can be reached any more.
+            if Lsn.parse(head.wal.start) <= reached < Lsn.parse(head.wal.stop):
+                windows[number]["to"], reach[number] = end, Lsn.parse(head.wal.stop)
         if head.has_files:
-            windows.append({"backup": head.backup_id, "from": head.stop_time, "to": head.stop_time, "job": record.job})
-        elif windows:
-            windows[-1]["to"] = head.stop_time or head.end_time
+            windows.append({"backup": head.backup_id, "from": head.stop_time, "to": end, "job": record.job})
+            reach.append(Lsn.parse(head.wal.stop))
     return windows
 
 
