@@ -43,6 +43,12 @@ class _Skippable(Protocol):
     def skip(self) -> None: ...
 
 
+class _ChangedFile(WrittenFile):
+    """A file that was there, which an increment changes."""
+
+    __slots__ = ()
+
+
 class _RolledFile(OpenFile):
     """A file that is written or rolled forward, and the checksum of what came for it."""
 
@@ -53,7 +59,7 @@ class _RolledFile(OpenFile):
         self.crc = 0
         self.position = 0
         self.increment: IncrementalHeader | None = None
-        self.is_increment = False
+        self.is_increment = isinstance(written, _ChangedFile)
 
     def apply(self, piece: Buffer) -> None:
         """Write the next *piece* of an increment to where it belongs; raise FormatError when it is none."""
@@ -187,18 +193,11 @@ class RollForward(LayDown):
         if file.header.path.startswith(self._prefix):
             self._check.note(file.header.path.removeprefix(self._prefix), rolled.position, rolled.crc)
 
-    def begin(self, item: object) -> OpenFile:
-        """Make the file, or open the one that an increment changes."""
-        header = cast("StreamedItem", item).header
-        file = super().begin(cast("StreamedItem", item))
-        cast("_RolledFile", file).is_increment = self._is_increment(header.path)
-        return file
-
     def _open_file(self, header: ItemHeader, beneath: Beneath, inside: str) -> WrittenFile:
         if not self._is_increment(header.path):
             return super()._open_file(header, beneath, inside)
         try:
-            return WrittenFile(beneath.open_file(relation_path(inside)), -1)
+            return _ChangedFile(beneath.open_file(relation_path(inside)), -1)
         except FileNotFoundError as error:
             raise BackupUnusable(
                 f"{header.path} changes a file that none of the backups before it holds",

@@ -27,6 +27,7 @@ TABLESPACES = "pg_tblspc"
 WAL_DIRECTORY = "pg_wal"
 CONFIGURATION_DIRECTORY = "pgkeep.configuration"
 """Where pgkeep lays down configuration files whose place is outside the data directory; not the server's."""
+DEFAULT_BLOCK_SIZE = 8192
 RELATION_SEGMENT_BYTES = 1 << 30
 """Bytes of one file of a relation unless PostgreSQL was built ``--with-segsize``; pg_control knows the truth."""
 

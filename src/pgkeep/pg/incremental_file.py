@@ -27,8 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pgkeep.errors import FormatError
-from pgkeep.pg.data_directory import RELATION_SEGMENT_BYTES
-from pgkeep.pg.page import DEFAULT_BLOCK_SIZE
+from pgkeep.pg.data_directory import DEFAULT_BLOCK_SIZE, RELATION_SEGMENT_BYTES
 
 MAGIC = 0xD3AE1F0D
 NAME_PREFIX = "INCREMENTAL."

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pgkeep.errors import FormatError
+from pgkeep.pg.data_directory import DEFAULT_BLOCK_SIZE
 from pgkeep.pg.lsn import Lsn
 
-DEFAULT_BLOCK_SIZE = 8192
 PAGES_PER_BATCH = 512
 
 Buffer = bytes | bytearray | memoryview
