@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_ROOM_BYTES = 3 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class ServerUser:
@@ -124,6 +126,13 @@ def server_directory(parent: Path | None = None) -> Iterator[Path]:
     finally:
         _release_shared_memory(path)
         shutil.rmtree(path, onerror=_let_me_in)
+
+
+def memory_with_room() -> Path | None:
+    """Return a directory that is in memory and has room for some clusters; None where there is none."""
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free >= _ROOM_BYTES
+    return memory if has_room else None
 
 
 def _release_shared_memory(directory: Path) -> None:

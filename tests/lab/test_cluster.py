@@ -61,6 +61,8 @@ def test_standby_follows_and_is_promoted(cluster: Cluster, lab_directory: Path) 
         cluster.sql("INSERT INTO t VALUES (11)")
         standby.wait_for_replay(cluster.current_lsn())
         assert standby.value("SELECT count(*) FROM t") == 11
+        cluster.switch_wal()
+        assert cluster.current_lsn().endswith("000000")
         standby.promote()
         standby.sql("CHECKPOINT")
         assert standby.value("SELECT timeline_id FROM pg_control_checkpoint()") == 2

@@ -6,8 +6,9 @@ import pytest
 
 from tests.restore.conftest import MakeKeeper, make_keeper
 from tests.restore.keeper import Keeper
+from tests.roll_forward.conftest import lab_directory
 
-__all__ = ["keeper", "make_keeper"]
+__all__ = ["keeper", "lab_directory", "make_keeper"]
 
 SUMMARIZING = {"summarize_wal": "on", "wal_summary_keep_time": "30d"}
 

@@ -212,7 +212,7 @@ def test_standby_without_a_restartpoint(major: int, keeper: Keeper) -> None:
         # The base's end lies behind the checkpoint that the standby knows of.
         base = made(keeper)
         stop = keeper.info()["backups"][0]["stop_lsn"]
-        standby.wait_for_replay(primary.current_lsn())
+        standby.wait_for_replay(stop)
         with pytest.raises(ServerError) as refused:
             planned(keeper, cluster=standby, timeout_seconds=1)
         found = standby.value("SELECT redo_lsn FROM pg_control_checkpoint()")

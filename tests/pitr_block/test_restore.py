@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab.ledger import Ledger, Mark
-from tests.lab.server_user import server_user
+from tests.lab.server_user import server_directory, server_user
 from tests.pitr_block.scene import backup
 from tests.restore.keeper import Keeper
 from tests.survive.job import Job
 
 pytestmark = pytest.mark.pg(">= 17")
+
+
+@pytest.fixture
+def lab_directory() -> Iterator[Path]:
+    """An empty directory on disk, where large files are written past the page cache."""
+    with server_directory() as path:
+        yield path
 
 
 def make_tablespace(keeper: Keeper, name: str) -> int:
