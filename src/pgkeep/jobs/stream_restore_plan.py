@@ -3,8 +3,8 @@ Phase 1 of a restore from a stream: everything is judged by what comes before th
 
 That is the heads of the backups, one for each restored job, and mostly a list of the files that will come. The base is
 the newest backup with files: of a path that several jobs saved, Bacula restores the newest version only. Block-level
-backups share no path, so of those it is the newest one that ends before the target; what is of later ones is passed
-over, but for their WAL, which leads there.
+backups share no path, so of those it is the one that a vault would choose, which ends before the target; what is of
+later ones is passed over, but for their WAL, which leads there.
 """
 
 from __future__ import annotations
@@ -51,27 +51,12 @@ class PreparedStream:
     wal: PrivateWal
 
 
-def newest_base(
-    heads: Sequence[RecordHead], selection: Selection | None, target: RecoveryTarget | None = None
-) -> RecordHead:
-    """
-    Return the backup whose files are restored.
-
-    Args:
-        heads: Of the backups that come.
-        selection: What will come; None when the daemon does not tell.
-        target: What is asked for; None for the newest backup.
-
-    Raises:
-        PartialSelection: No record of such a backup comes.
-    """
+def newest_base(heads: Sequence[RecordHead], selection: Selection | None) -> RecordHead:
+    """Return the newest backup with files; raise PartialSelection when no record of one comes."""
     bases = [head for head in heads if head.has_files and head.stop_lsn]
     if not bases:
         raise PartialSelection("no Full or Differential of the cluster is among the restored jobs", hint=WHOLE_JOB_HINT)
     base = max(bases, key=lambda head: head.backup_id)
-    if target is not None and base.mode == BLOCK_MODE:
-        early = [head for head in bases if head.mode == BLOCK_MODE and not _is_before(target, head)]
-        base = max(early, key=lambda head: head.backup_id, default=base)
     if selection is not None and base.backup_id not in selection.records:
         raise PartialSelection(f"the record of backup {base.backup_id} is not selected", hint=WHOLE_JOB_HINT)
     return base
@@ -102,16 +87,19 @@ def prepare_stream(
         RestoreRefused: The target cannot be reached, or is in the way.
     """
     by_age = sorted((head for head, _ in heads if head.mode in PHYSICAL_MODES), key=lambda head: head.backup_id)
-    target = recovery_target(settings, now)
-    base = newest_base(by_age, selection, target)
-    tails = {head.backup_id: tail for head, tail in heads}
-    tail, chain = tails[base.backup_id], _chain(base, by_age)
+    base = newest_base(by_age, selection)
     size = base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE
     wal = (
         PromisedWal.of_heads(by_age, segment_size=size)
         if selection is None
         else PromisedWal.of_names(selection.wal, segment_size=size, heads=by_age)
     )
+    target = recovery_target(settings, now)
+    # Nobody knows yet where a restore point is; the oldest base would need WAL of jobs that a Differential replaces.
+    if base.mode == BLOCK_MODE and target.kind is not TargetKind.NAME:
+        base = _block_base(base, by_age, target, wal, now=now)
+    tails = {head.backup_id: tail for head, tail in heads}
+    tail, chain = tails[base.backup_id], _chain(base, by_age)
     for member in chain:
         check_selection(member, tails[member.backup_id], selection, below=f"{member.backup_id}/")
     if not chain:
@@ -170,6 +158,16 @@ def prepare_stream(
     )
     prepared = prepare(request, now=now)
     return PreparedStream(prepared, private.owned_by(prepared.target.owner))
+
+
+def _block_base(
+    newest: RecordHead, heads: Sequence[RecordHead], target: RecoveryTarget, wal: PromisedWal, *, now: dt.datetime
+) -> RecordHead:
+    """Return the base that a vault would choose for *target*; *newest* where there is none, to be refused with it."""
+    try:
+        return plan_recovery([head for head in heads if head.mode == BLOCK_MODE], target, wal, now=now).base
+    except (RestoreRefused, NeededWalMissing):
+        return newest
 
 
 def _chain(base: RecordHead, by_age: Sequence[RecordHead]) -> tuple[RecordHead, ...]:
