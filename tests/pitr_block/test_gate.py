@@ -92,7 +92,7 @@ def too_soon(keeper: Keeper, kept: str, wanted: str) -> str:
     )
 
 
-def test_summaries_that_go_too_soon(major: int, keeper: Keeper) -> None:
+def test_summaries_that_go_too_soon(keeper: Keeper) -> None:
     """A server that keeps summaries for less than pitr_block_summary_days gives a warning, and one for ever none."""
     made(keeper)
     assert planned(keeper, summary_days=30).warned == []
@@ -133,7 +133,7 @@ def test_another_state_of_the_cluster(major: int, keeper: Keeper) -> None:
     assert planned(keeper).is_incremental
 
 
-def test_another_cluster(major: int, make_keeper: MakeKeeper, make_cluster: MakeCluster) -> None:
+def test_another_cluster(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> None:
     """A server that was initialised anew, or put back to an earlier state, does not go on from the old backups."""
     keeper = make_keeper(settings=SUMMARIZING)
     base = made(keeper)
@@ -175,7 +175,7 @@ def _damage_volumes(keeper: Keeper, backup_id: str) -> None:
         volume.write_bytes(content)
 
 
-def test_broken_chain(major: int, keeper: Keeper) -> None:
+def test_broken_chain(keeper: Keeper) -> None:
     """Nothing to build on, a manifest that cannot be read, a member of the chain that is gone: each is a Full."""
     assert planned(keeper).reason == "there is no backup to build on"
     full, first, second = made(keeper), made(keeper, "incremental"), made(keeper, "incremental")

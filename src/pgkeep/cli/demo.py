@@ -116,16 +116,16 @@ class Demo:
             tell("DROP TABLE orders, transfer   -- the accident")
             session.execute("UPDATE account SET balance = 0")
         self._backup("incremental")
+        self._restore_beside(moment, before)
+        self._change_the_mind(moment)
+        self._pgkeep("verify", "demo", f"--vault={self._vault}")
+
+    def _restore_beside(self, moment: str, before: dict[str, tuple[int, str]]) -> None:
+        """Restore a copy to *moment*, and hold its rows against those of *before*, which ``digests`` returned."""
         self._pgkeep("info", "demo", "--vault", str(self._vault))
         target = [f"--target-time={moment}", f"--pgdata-dir={self._restored}", f"--bin-dir={self._bin_dir}"]
         self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, "--plan")
         self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, f"--port={self._restored_port}", "--start")
-        self._compare(before)
-        self._change_the_mind(moment)
-        self._pgkeep("verify", "demo", f"--vault={self._vault}")
-
-    def _compare(self, before: dict[str, tuple[int, str]]) -> None:
-        """Hold the rows of the restored server against those of *before*, which ``digests`` returned."""
         with self._connect(self._restored_port) as session:
             after = digests(session, tuple(before))
             (imbalance,) = session.execute("SELECT sum(balance) FROM account").fetchone() or (None,)

@@ -53,11 +53,7 @@ class PitrBlockDemo(Demo):
             tell("DROP TABLE history, orders   -- the accident")
             session.execute("UPDATE account SET balance = 0")
         self._backup("incremental")
-        self._pgkeep("info", "demo", "--vault", str(self._vault))
-        target = [f"--target-time={moment}", f"--pgdata-dir={self._restored}", f"--bin-dir={self._bin_dir}"]
-        self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, "--plan")
-        self._pgkeep("restore", "demo", f"--vault={self._vault}", *target, f"--port={self._restored_port}", "--start")
-        self._compare(before)
+        self._restore_beside(moment, before)
         if list(self._restored.rglob("INCREMENTAL.*")):
             raise CheckFailed("files of changed blocks are left in the restored cluster")
         self._pgkeep("verify", "demo", f"--vault={self._vault}")
