@@ -121,3 +121,18 @@ def test_one_selected_dump_is_enough(daemon: Daemon) -> None:
     assert any("cannot be checked" in line for line in answer.job.said("warning"))
     lacking = daemon.restore(only, options={"target_database": "we ird"})
     assert "is not selected" in lacking.error
+
+
+def test_one_table_comes_back(daemon: Daemon) -> None:
+    """One table is wanted: it comes back into its database, which stays; what has its name must be out of the way."""
+    cluster = daemon.cluster
+    options = {"target_database": "sales", "target_table": "item"}
+    assert 'database "sales" has "public"."item" already' in daemon.restore(options=options).error
+    cluster.sql("CREATE TABLE later (n int)", dbname="sales")
+    cluster.sql("DROP TABLE item", dbname="sales")
+    answer = daemon.restore(options=options)
+    assert answer.error == ""
+    assert rows(cluster, "sales") == 5000
+    assert cluster.value("SELECT count(*) FROM later", dbname="sales") == 0
+    assert 'database "sales": 1 tables restored' in answer.job.said("info")
+    assert not list((daemon.directory / "tmp").iterdir())

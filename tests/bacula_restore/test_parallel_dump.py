@@ -52,6 +52,22 @@ def test_databases_come_back(daemon: Daemon, plain: bool) -> None:
     assert not list((daemon.directory / "tmp").iterdir())
 
 
+def test_tables_come_back(daemon: Daemon) -> None:
+    """A table in chunks and one that pg_dump copied come back into their database, but not without each chunk."""
+    cluster = daemon.cluster
+    digest = "SELECT count(*)::text || md5(string_agg(t.*::text, '' ORDER BY n)) FROM big t"
+    before = cluster.value(digest, dbname="sales")
+    options = {"target_database": "sales", "target_table": "big,public.it*"}
+    cluster.sql("DROP TABLE big, item", dbname="sales")
+    lost = chunks(daemon)[0]
+    assert lost.removeprefix("/") in daemon.restore(daemon.restoring().without(lost), options=options).error
+    assert cluster.value("SELECT to_regclass('big') IS NULL AND to_regclass('item') IS NULL", dbname="sales")
+    answer = daemon.restore(options=options)
+    assert answer.error == ""
+    assert (rows(cluster, "sales"), cluster.value(digest, dbname="sales")) == (5000, before)
+    assert not list((daemon.directory / "tmp").iterdir())
+
+
 def test_a_lost_chunk_gets_no_name(daemon: Daemon) -> None:
     """A chunk that does not come, or not as it was, ends that database's restore before it has its name."""
     cluster, names = daemon.cluster, chunks(daemon)

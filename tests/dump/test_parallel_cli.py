@@ -12,12 +12,14 @@ from tests.dump.sample import digests
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.ledger import fill
 from tests.lab.server_user import server_user
-from tests.restore.keeper import Keeper, environment
+from tests.restore.keeper import TIMEOUT_SECONDS, Keeper, environment
+from tests.survive.job import Job
 from tests.survive.peak import peak_mib
 
 pytestmark = pytest.mark.pg(">=18")
 _WORKERS = 2
 _CHUNK_MIB = 32
+_WAITING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE %' AND wait_event_type = 'Lock'"
 _TEMPORARY = "SELECT count(*) FROM pg_database WHERE datname LIKE 'pgkeep\\_restore\\_%'"
 
 
@@ -103,6 +105,35 @@ def test_a_killed_restore_is_marked_and_can_be_run_again(keeper: Keeper) -> None
     assert any("is left from one that was killed: drop it then" in warning for warning in again.warnings)
     assert digests(cluster, "copy") == digests(cluster, "shop")
     assert cluster.value(_TEMPORARY) == 1
+
+
+@pytest.mark.parametrize("keeper", [20], indirect=True)
+def test_a_killed_restore_of_a_table_leaves_no_table(keeper: Keeper) -> None:
+    """Killed when all of a table is in but one foreign key, it leaves a marked database and nothing of the table."""
+    cluster = keeper.cluster
+    with cluster.connect("shop") as connection:
+        connection.execute("ALTER TABLE small ADD PRIMARY KEY (n)")
+        connection.execute("CREATE TABLE chosen AS SELECT * FROM big")
+        connection.execute("ALTER TABLE chosen ADD small int DEFAULT 1 REFERENCES small")
+        before = digests(cluster, "shop")
+        keeper.must("backup", *options(keeper))
+        connection.execute("DROP TABLE chosen")
+        arguments = [*restore_options(keeper)[2:], "--target-database=shop", "--target-table=chosen"]
+        with connection.transaction():
+            connection.execute("LOCK TABLE small")
+            with Job(keeper, "restore", *arguments) as job:
+                wait_for(
+                    lambda: bool(cluster.value(_WAITING)), "the foreign key waits", timeout_seconds=TIMEOUT_SECONDS
+                )
+                job.kill()
+    wait_for(lambda: not cluster.value(_WAITING), "its session has ended")
+    assert cluster.value(_TEMPORARY) == 1
+    assert digests(cluster, "shop") == {name: value for name, value in before.items() if name != "public.chosen"}
+    again = keeper.must("restore", *arguments)
+    assert any("is left from one that was killed: drop it then" in warning for warning in again.warnings)
+    assert digests(cluster, "shop") == before
+    refused = keeper.run("restore", *arguments)
+    assert refused.refusal[0] == 'error: database "shop" has "public"."chosen" already'
 
 
 def _has_rows(cluster: Cluster) -> bool:

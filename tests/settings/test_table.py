@@ -27,7 +27,7 @@ target_database new_database pgdata_dir tablespace_map wal_restore_dir overwrite
 start_postgresql_after_restore restore_timeout restore_replication_state recreate_replication_slots
 recreate_subscriptions restore_as_standby primary_conninfo skip_wal_replay verify_checksum_after post_restore_sql
 pgdata_backup_retain_days host port user pgpass_file profile jobs restore_globals verify_amcheck_after
-post_restore_sql_timeout
+post_restore_sql_timeout target_table
 """
 
 RANGES = {

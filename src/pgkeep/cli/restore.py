@@ -22,7 +22,7 @@ from pgkeep.vault.vault import ClusterVault
 if TYPE_CHECKING:
     from pgkeep.jobs.audit_file import AuditFile
 
-DUMP_SETTINGS = ("target_database", "new_database", "output_dir", "restore_globals")
+DUMP_SETTINGS = ("target_database", "target_table", "new_database", "output_dir", "restore_globals")
 
 
 def run(call: Call, *, as_json: bool) -> None:

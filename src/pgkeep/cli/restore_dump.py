@@ -51,6 +51,7 @@ def _into_databases(call: Call, cluster: ClusterVault, head: RecordHead, *, as_j
     options = DumpRestoreOptions(
         databases=settings.names("target_database"),
         new_database=settings.text("new_database") or "",
+        tables=settings.text("target_table") or "",
         overwrite_existing=settings.flag("overwrite_existing"),
         include_globals=settings.flag("restore_globals"),
         jobs=call.workers,

@@ -319,6 +319,7 @@ def prepare_dump(
     options = DumpRestoreOptions(
         databases=_databases(head, selection, root, settings, warn),
         new_database=settings.text("new_database") or "",
+        tables=settings.text("target_table") or "",
         overwrite_existing=settings.flag("overwrite_existing"),
         include_globals=settings.flag("restore_globals"),
         jobs=settings.number("parallel_jobs"),

@@ -4,7 +4,7 @@ Bringing dumps back into databases.
 Each database is loaded under a temporary name and takes its own only when everything is in; what stood there before is
 renamed, not dropped, unless it was empty. So a restore that fails leaves the server as it was. The exception is the
 database that pgkeep itself is connected to, and template1: those cannot be exchanged, and are filled where they stand
-when they are empty.
+when they are empty. Tables that are restored by themselves go another way: see ``table_restore.py``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pathlib import Path
 from pgkeep.errors import BackupUnusable, ServerError
 from pgkeep.modes.dump_items import Supply
 from pgkeep.modes.dump_restore_plan import NAME_BYTES, TEMPORARY, DumpRestorePlan, DumpTarget, holds_nothing
+from pgkeep.modes.dump_restore_programs import RestorePrograms, WorkshopPrograms
 from pgkeep.modes.dump_staging import check_space, staging_directory, write_staged
 from pgkeep.modes.parallel_restore import PartsLoader
 from pgkeep.modes.parallel_restore_supply import load_parts
-from pgkeep.server.client_program import ClientProgram, client_environment
+from pgkeep.modes.table_restore import restore_tables
+from pgkeep.modes.table_workshop import TableWorkshop
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (
     DatabaseProperties,
@@ -35,7 +37,6 @@ from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.server.pg_restore import (
     finish_globals,
     finish_restore,
-    restore_arguments,
     script_arguments,
     with_tar_end,
     without_unknown_setting,
@@ -100,12 +101,13 @@ class DumpRestorer:
         self._server = server
         self._say = say
         self._warn = warn
+        self._programs = RestorePrograms(plan, server)
 
     def restore_globals(self, supply: Supply) -> None:
         """Run the script of roles and tablespaces."""
         arguments = script_arguments(self._plan.toolbox, self._server.sql.info.dbname, stops_at_error=False)
         content = self._only_item(supply, self._plan.details.globals_path)
-        with self._run("psql", "psql with the globals", arguments, reads_input=True) as child:
+        with self._programs.run("psql", "psql with the globals", arguments, reads_input=True) as child:
             child.feed(decompress(content, self._plan.compression))
             existed = finish_globals(child)
         self._say(f"globals: restored, {existed} roles and tablespaces existed already")
@@ -123,6 +125,9 @@ class DumpRestorer:
             BackupUnusable: The supply lacks something.
             ToolError: pg_restore or psql failed; what was loaded is gone.
         """
+        if self._plan.tables:
+            self._load_tables(target, supply)
+            return LoadedDatabase(target)
         if target.is_filled_in_place:
             self._load(target, target.name, supply)
             return self.complete(LoadedDatabase(target))
@@ -154,7 +159,7 @@ class DumpRestorer:
             file = source if isinstance(source, Path) else None
             # Only indexes and constraints are made one beside the other; pg_restore reads a pipe by itself.
             jobs = self._plan.options.jobs if section == "post-data" else 1
-            with self._loader(target, dbname, file, section=section, jobs=jobs) as child:
+            with self._programs.load(target.name, dbname, file, section=section, jobs=jobs) as child:
                 if not isinstance(source, Path):
                     child.feed(source)
                 finish_restore(child)
@@ -174,7 +179,7 @@ class DumpRestorer:
         """Let a database take its name."""
         if loaded.temporary:
             self._take_name(loaded.target, loaded.temporary)
-        else:
+        elif not self._plan.tables:
             self._say(f'database "{loaded.target.name}": restored')
 
     def drop(self, loaded: LoadedDatabase) -> None:
@@ -212,6 +217,39 @@ class DumpRestorer:
         rename_database(self._server.sql, target.name, stem + suffix)
         return stem + suffix
 
+    def _load_tables(self, target: DumpTarget, supply: Supply) -> None:
+        """Bring some tables back into a database that stays what it is."""
+        plan = self._plan
+        loaded = self.begin(target)
+        try:
+            with staging_directory(plan.options.tmpdir) as staging:
+                workshop = TableWorkshop(
+                    loaded.temporary,
+                    target.path,
+                    supply,
+                    dump_format=plan.format,
+                    compression=plan.compression,
+                    is_parallel=plan.is_parallel,
+                    staging=staging,
+                    tmpdir=plan.options.tmpdir,
+                    programs=WorkshopPrograms(
+                        self._programs, plan, self._server, name=target.name, dbname=loaded.temporary
+                    ),
+                    knows_transaction_timeout=self._server.capabilities.has_transaction_timeout,
+                    where=self._server.where,
+                )
+                restore_tables(
+                    plan.tables,
+                    workshop,
+                    dbname=target.name,
+                    overwrite_existing=plan.options.overwrite_existing,
+                    server=self._server,
+                    say=self._say,
+                    warn=self._warn,
+                )
+        finally:
+            self.drop(loaded)
+
     def _load(self, target: DumpTarget, dbname: str, supply: Supply) -> None:
         if self._plan.is_parallel:
             with (
@@ -228,7 +266,7 @@ class DumpRestorer:
             content = without_unknown_setting(content)
         if self._plan.format is DumpFormat.TAR:
             content = with_tar_end(content)
-        with self._loader(target, dbname, None) as child:
+        with self._programs.load(target.name, dbname, None) as child:
             child.feed(content)
             finish_restore(child)
 
@@ -249,7 +287,7 @@ class DumpRestorer:
                 files += 1
             if not files:
                 raise BackupUnusable(f"backup {self._plan.head.backup_id} lacks {target.path}")
-            with self._loader(target, dbname, directory) as child:
+            with self._programs.load(target.name, dbname, directory) as child:
                 finish_restore(child)
 
     @property
@@ -257,36 +295,6 @@ class DumpRestorer:
         """The toolbox that wrote a plain dump, as far as its version goes."""
         version = ToolVersion(*map(int, self._plan.details.tool_version.split(".")))
         return Toolbox(self._plan.toolbox.directory, version)
-
-    @contextlib.contextmanager
-    def _loader(
-        self, target: DumpTarget, dbname: str, directory: Path | None, *, section: str = "", jobs: int = 0
-    ) -> Iterator[ClientProgram]:
-        arguments = restore_arguments(
-            self._plan.toolbox,
-            self._plan.format,
-            dbname,
-            server_version=self._server.version,
-            role=self._server.target.role,
-            directory=directory,
-            jobs=jobs or self._plan.options.jobs,
-            section=section,
-        )
-        program = "psql" if self._plan.format is DumpFormat.PLAIN else "pg_restore"
-        task = f'{program} of database "{target.name}"'
-        with self._run(program, task, arguments, reads_input=directory is None) as child:
-            yield child
-
-    @contextlib.contextmanager
-    def _run(
-        self, program: str, task: str, arguments: list[str | Path], *, reads_input: bool
-    ) -> Iterator[ClientProgram]:
-        role = self._server.target.role if program == "psql" else ""
-        with (
-            client_environment(self._server.sql, program=program, role=role) as environment,
-            ClientProgram(arguments, environment, task=task, reads_input=reads_input) as child,
-        ):
-            yield child
 
     def _only_item(self, supply: Supply, path: str) -> Iterator[Buffer]:
         """Yield the content of the item at *path*."""

@@ -14,6 +14,7 @@ from pgkeep.modes.dump_names import select_names
 from pgkeep.modes.dump_plan import DumpDetails
 from pgkeep.modes.dump_staging import size_text
 from pgkeep.modes.parallel_dump_plan import FORMAT
+from pgkeep.modes.table_names import TableFilter, parse_filters
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (
     DatabaseProperties,
@@ -42,7 +43,8 @@ class DumpRestoreOptions:
     Attributes:
         databases: Names and patterns among the backup's databases; empty means all.
         new_database: Another name for the one database that is chosen; empty for its own.
-        overwrite_existing: Whether a database that is not empty may be replaced; it is renamed, not dropped.
+        tables: Filters of the tables that alone are brought back, into a database that stays; empty for all of it.
+        overwrite_existing: Whether a database that is not empty, or a table, may be replaced; it is not dropped.
         include_globals: Whether roles and tablespaces are created first; those that exist get the backup's attributes.
         jobs: Parallel tables of a dump in directory format.
         bin_dir: Where PostgreSQL's programs are; None to search.
@@ -51,6 +53,7 @@ class DumpRestoreOptions:
 
     databases: tuple[str, ...] = ()
     new_database: str = ""
+    tables: str = ""
     overwrite_existing: bool = False
     include_globals: bool = False
     jobs: int = 1
@@ -69,7 +72,7 @@ class DumpTarget:
         name: The name that it gets.
         existing: What has that name now; None for nothing.
         is_existing_empty: Whether that holds nothing.
-        is_filled_in_place: Whether the existing one is filled, since it cannot be exchanged.
+        is_filled_in_place: Whether the existing one is filled, since it cannot be exchanged, or only tables come.
     """
 
     properties: DatabaseProperties
@@ -93,6 +96,7 @@ class DumpRestorePlan:
     options: DumpRestoreOptions
     toolbox: Toolbox
     targets: tuple[DumpTarget, ...]
+    tables: tuple[TableFilter, ...] = ()
 
     @property
     def format(self) -> DumpFormat:
@@ -123,7 +127,10 @@ class DumpRestorePlan:
         for target in self.targets:
             size = size_text(target.properties.size_bytes)
             source = f'database "{target.properties.name}" ({size} when backed up)'
-            if target.is_filled_in_place:
+            if self.tables:
+                tables = ", ".join(one.text for one in self.tables)
+                yield f'{source}: tables {tables} into database "{target.name}"'
+            elif target.is_filled_in_place:
                 yield f'{source}: fill the empty database "{target.name}" where it stands'
             elif target.existing is None:
                 yield f'{source}: create as "{target.name}"'
@@ -150,6 +157,9 @@ def plan_restore(
     by_name = {database.name: database for database in details.databases}
     paths = {database.name: database.path for database in head.databases}
     names = select_names(list(by_name), wanted=options.databases, excluded=(), warn=warn)
+    tables = parse_filters(options.tables) if options.tables else ()
+    if tables:
+        _check_tables(details, names)
     if options.new_database and len(names) != 1:
         raise UsageError(
             f'new_database "{options.new_database}" needs one database, found {len(names)}: {", ".join(names)}',
@@ -172,6 +182,7 @@ def plan_restore(
         details=details,
         options=options,
         toolbox=toolbox_for_restore(server.version, dumped_by=tools, bin_dir=options.bin_dir),
+        tables=tables,
         targets=tuple(
             _target(
                 server,
@@ -184,6 +195,19 @@ def plan_restore(
             for name in names
         ),
     )
+
+
+def _check_tables(details: DumpDetails, names: list[str]) -> None:
+    if len(names) != 1:
+        raise UsageError(
+            f"target_table needs one database, found {len(names)}: {', '.join(names)}",
+            hint="choose it with target_database",
+        )
+    if details.format == DumpFormat.PLAIN.value:
+        raise RestoreRefused(
+            "a dump in plain format is a script, of which no table can be restored by itself",
+            hint="restore the database beside the original with new_database, and copy the table",
+        )
 
 
 def _details(head: RecordHead) -> DumpDetails:
@@ -203,10 +227,17 @@ def _target(
     options: DumpRestoreOptions,
 ) -> DumpTarget:
     there = existing.get(name)
+    if there is None and options.tables:
+        raise RestoreRefused(
+            f'database "{name}" does not exist, into which tables are to come',
+            hint="create it first, or restore the whole database: leave out target_table",
+        )
     if there is None:
         return DumpTarget(properties, path, name)
     if not there.allows_connections or not there.is_valid:
         raise RestoreRefused(f'database "{name}" exists and does not accept connections')
+    if options.tables:
+        return DumpTarget(properties, path, name, there, is_filled_in_place=True)
     fixed = name in (server.sql.info.dbname, "template1")
     # Counted before we look inside: our own session takes a moment to be gone.
     sessions = 0 if fixed else sessions_in(server.sql, name)

@@ -41,11 +41,13 @@ def restore_arguments(
     directory: Path | None = None,
     jobs: int = 1,
     section: str = "",
+    listing: Path | None = None,
 ) -> list[str | Path]:
     """
     Return the command that loads a dump into *dbname*, from standard input or from *directory*.
 
-    *directory* may be a file in custom format, too; *section* is the only one that is loaded, empty for all.
+    *directory* may be a file in custom format, too; *section* is the only one that is loaded, empty for all;
+    *listing* is a file with the entries that are loaded.
 
     A plain dump is loaded by psql. Both stop at the first error, except where the first is sure to be harmless
     (``writes_unknown_setting``); ``finish_restore`` then counts.
@@ -59,6 +61,8 @@ def restore_arguments(
         words.append(f"--role={role}")
     if section:
         words.append(f"--section={section}")
+    if listing is not None:
+        words.append(f"--use-list={listing}")
     words.append(f"--dbname={conninfo_for(dbname)}")
     if directory is not None:
         words += [f"--jobs={jobs}", directory]

@@ -432,6 +432,20 @@ PARAMETERS = (
         "restore.",
     ),
     Parameter(
+        name="target_table",
+        kind=Kind.TEXT,
+        group=Group.RESTORE,
+        default_text="the whole database",
+        modes=DUMP_MODES,
+        places=_ONE_RESTORE,
+        verbs=_RESTORE,
+        menu=37,
+        example='public.orders,audit.*,"Odd Schema"."Table"',
+        help="Tables to take from the one database that is chosen, into that database or into `new_database`, which "
+        "must exist: names or patterns, with schema or without. What has the name of one is in the way, unless "
+        "`overwrite_existing` is set: it is then moved into a schema of its own.",
+    ),
+    Parameter(
         name="backup_id",
         kind=Kind.TEXT,
         group=Group.RESTORE,
