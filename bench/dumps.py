@@ -3,9 +3,10 @@ Logical dumps and their restore, each against PostgreSQL's own programs of the s
 
 The dumps go nowhere on both sides, uncompressed: pg_dump writes to /dev/null, pgkeep's items are read and dropped. Both
 include the start of their program. ``dump-small`` is against a directory, since that is the format that pg_dump writes
-with two workers; it does not sync. A restore makes a new database from what lies on disk, indexes included; pgkeep also
-checks every digest, counts the rows and runs ANALYZE at its end, which pg_restore does not. PGKEEP_BENCH_SCALE is
-pgbench's scale, 115 for 1.5 GB; PGKEEP_BENCH_TABLES the number of small tables.
+with two workers; it does not sync. After it, both bring the tables back, and their rows must be equal. A restore makes
+a new database from what lies on disk, indexes included; pgkeep also checks every digest, counts the rows and runs
+ANALYZE at its end, which pg_restore does not. PGKEEP_BENCH_SCALE is pgbench's scale, 115 for 1.5 GB;
+PGKEEP_BENCH_TABLES the number of small tables.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def small(server: BenchCluster) -> Result:
         before=lambda: shutil.rmtree(directory, ignore_errors=True),
     )
     shutil.rmtree(directory, ignore_errors=True)
+    _check_equal(server, _DATABASE)
     server.psql(f"DROP DATABASE {_DATABASE}")
     return Result("dump-small", ours, "pg_dump -Fd -j2 -Z0", peer, 1.0)
 
@@ -102,19 +104,52 @@ def _table(server: BenchCluster, name: str, workers: int, goal: float) -> Result
     return Result(name, ours, "pg_dump -Fc -Z0", peer, goal)
 
 
+def _check_equal(server: BenchCluster, database: str) -> None:
+    """End the bench unless what pgkeep brings back has the digests of what pg_dump and pg_restore bring back."""
+    vault, archive = server.directory / "small-vault", server.directory / "small.dump"
+    where = [f"--host={server.directory}", f"--port={server.port}", "--user=postgres"]
+    arguments = ["bench", f"--vault={vault}", f"--bin-dir={server.bin_directory}", *where]
+    run([*pgkeep_command(), "init", "bench", f"--vault={vault}", *where])
+    run([*pgkeep_command(), "backup", *arguments, "--mode=parallel_dump", f"--database={database}"])
+    target = [f"--target-database={database}", "--new-database=ours", "--jobs=2", f"--tmpdir={server.directory}/tmp"]
+    run([*pgkeep_command(), "restore", *arguments, *target])
+    _client(server, "pg_dump", "-Fc", "-Z0", "-f", str(archive), database)
+    server.psql("CREATE DATABASE peers TEMPLATE template0")
+    _client(server, "pg_restore", "-j2", "-d", "peers", str(archive))
+    ours, peers = (_digests(server, name) for name in ("ours", "peers"))
+    if ours != peers or len(ours) != _SMALL_TABLES:
+        raise SystemExit(f"bench: what comes back of {database} is not what pg_restore brings back")
+    for name in ("ours", "peers"):
+        server.psql(f"DROP DATABASE {name}")
+    archive.unlink()
+    shutil.rmtree(vault)
+
+
+def _digests(server: BenchCluster, database: str) -> dict[str, str]:
+    """Return a digest of the rows of each small table."""
+    found: dict[str, str] = {}
+    for start in range(0, _SMALL_TABLES, 250):
+        query = " UNION ALL ".join(
+            f"SELECT 't{n}', count(*) || md5(string_agg(t::text, ',' ORDER BY t::text)) FROM t{n} AS t"
+            for n in range(start, min(start + 250, _SMALL_TABLES))
+        )
+        found |= dict(line.split("|") for line in _psql(server, database, query).splitlines())
+    return found
+
+
 def _ours(server: BenchCluster, database: str, workers: int) -> None:
     script = str(Path(__file__).with_name("dump_null.py"))
     arguments = [str(server.directory), str(server.port), database, str(workers), str(server.bin_directory)]
     run([sys.executable, script, *arguments])
 
 
-def _client(server: BenchCluster, program: str, *arguments: str) -> None:
+def _client(server: BenchCluster, program: str, *arguments: str) -> str:
     where = ["-h", str(server.directory), "-p", str(server.port), "-U", "postgres"]
-    run([str(server.bin_directory / program), *where, *arguments])
+    return run([str(server.bin_directory / program), *where, *arguments])
 
 
-def _psql(server: BenchCluster, database: str, command: str) -> None:
-    _client(server, "psql", "-XAtq", "-d", database, "-c", command)
+def _psql(server: BenchCluster, database: str, command: str) -> str:
+    return _client(server, "psql", "-XAtq", "-d", database, "-c", command)
 
 
 BENCHES: dict[str, Callable[[BenchCluster], Result]] = {

@@ -50,6 +50,39 @@ def test_equal_to_pg_dump(large: Cluster, bin_dir: Path, tmp_path: Path) -> None
         large.sql('DROP DATABASE IF EXISTS "by pg_dump"')
 
 
+@pytest.mark.pg(">=18")
+def test_many_small_tables(large: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """Two thousand tables, no two alike, come back as they were; ten thousand are the bench's (``dump-small``)."""
+    large.sql("CREATE DATABASE many")
+    try:
+        large.sql(_MANY, dbname="many")
+        backup = parallel_dump_of(large, "many", bin_dir=bin_dir, include_globals=False)
+        restore_cluster(
+            large, backup, bin_dir=bin_dir, databases=("many",), new_database="as many", tmpdir=tmp_path, jobs=2
+        )
+        before = _small_digests(large, "many")
+        assert len(set(before.values())) == len(before) == 2000
+        assert _small_digests(large, "as many") == before
+    finally:
+        large.sql("DROP DATABASE IF EXISTS many")
+        large.sql('DROP DATABASE IF EXISTS "as many"')
+
+
+def _small_digests(cluster: Cluster, dbname: str) -> dict[str, str]:
+    """Return a digest of each table; one query asks many, since there are so many."""
+    tables = [
+        name for (name,) in cluster.sql("SELECT relname FROM pg_class WHERE relname ~ '^t[0-9]+$'", dbname=dbname)
+    ]
+    found: dict[str, str] = {}
+    for start in range(0, len(tables), 250):
+        query = " UNION ALL ".join(
+            f"SELECT '{name}', count(*) || md5(string_agg(t::text, ',' ORDER BY t::text)) FROM {name} AS t"
+            for name in tables[start : start + 250]
+        )
+        found |= dict(cluster.sql(query, dbname=dbname))
+    return found
+
+
 def test_tables_are_copied_in_ranges(large: Cluster, bin_dir: Path) -> None:
     """The larger tables come in many chunks, under names that no other table can have, counted in the end."""
     backup = parallel_dump_of(large, "large", bin_dir=bin_dir, compression=Compression.ZSTD)
@@ -80,6 +113,12 @@ def test_all_databases_and_globals(sampled: Cluster, bin_dir: Path, make_cluster
         assert digests(new, dbname) == digests(sampled, dbname)
     assert new.sql("SELECT datname FROM pg_database WHERE datname LIKE 'pgkeep%%'") == []
 
+
+_MANY = """
+DO $$ BEGIN FOR i IN 1..2000 LOOP
+  EXECUTE format('CREATE TABLE t%s AS SELECT g AS id, md5(g::text || %s) AS v FROM generate_series(1, 3) g', i, i);
+END LOOP; END $$
+"""
 
 _SHAPE = """
     SELECT format('%I.%I', n.nspname, c.relname), c.relkind, c.relpersistence,

@@ -141,7 +141,7 @@ def _choose(session: psycopg.Connection[Any], filters: Sequence[TableFilter], wa
         parent = by_oid[table.parent].name
         session.execute(f"ALTER TABLE {parent.quoted} DETACH PARTITION {table.name.quoted}".encode())
         statement = f"ALTER TABLE {parent.quoted} ATTACH PARTITION {table.name.quoted} {table.bound}"
-        warn(f"{table.name.quoted} comes back as a table of its own: {statement}")
+        warn(f"{table.name.quoted} comes back as a table of its own; to attach it: {statement}")
     oids = [table.oid for table in tables]
     choice = _Choice(
         tables,
