@@ -62,8 +62,8 @@ def scene(request: pytest.FixtureRequest, large: Cluster, bin_dir: Path) -> Any:
             backup = dump_cluster(large, bin_dir=bin_dir, databases=["bank"], format=DumpFormat(request.param))
         yield large, backup, digests(large, "bank")
     finally:
-        large.sql("DROP DATABASE IF EXISTS bank WITH (FORCE)")
-        large.sql("DROP DATABASE IF EXISTS other WITH (FORCE)")
+        large.sql("DROP DATABASE IF EXISTS bank")
+        large.sql("DROP DATABASE IF EXISTS other")
 
 
 def definitions(cluster: Cluster, dbname: str, table: str) -> Any:
