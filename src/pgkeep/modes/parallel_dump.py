@@ -17,8 +17,9 @@ from typing import Any
 from pgkeep.errors import ServerError
 from pgkeep.modes.contract import BackupRequest, History
 from pgkeep.modes.dump import DumpMode, plan_dump
+from pgkeep.modes.parallel_dump_listing import planned_tables, worker_tables
 from pgkeep.modes.parallel_dump_plan import ParallelDumpOptions, ParallelDumpPlan
-from pgkeep.modes.parallel_dump_source import ParallelDumpSource, planned_tables, worker_tables
+from pgkeep.modes.parallel_dump_source import ParallelDumpSource
 from pgkeep.modes.parallel_dump_tables import Division, TablePlan
 from pgkeep.server import queries
 from pgkeep.server.connection import Server

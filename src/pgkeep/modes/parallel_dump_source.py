@@ -1,9 +1,10 @@
 """
 A parallel dump being read: workers fill chunks, the thread that reads the source takes them.
 
-Each worker takes a database to open, or a range of an open one. Opening means: lock the tables, export a snapshot, hand
-out the ranges, then run pg_dump twice in that snapshot, for the schema and for the rows that no worker copies. The two
-run one after the other, since each of them locks every table, and a server has room for so many locks only.
+Each worker takes a database to open, or a piece of work of an open one. Opening means: lock the tables, export a
+snapshot, hand out the work, then have pg_dump write the schema in that snapshot. The work is a second pg_dump, for the
+rows that no worker copies, and the ranges. Both pg_dumps read the whole catalog, so they run at the same time, unless
+that would fill the server's room for locks: each of them locks every table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pgkeep.errors import ServerError, ToolError
 from pgkeep.modes.dump_child import DumpChildren, finished, task_of
 from pgkeep.modes.dump_staging import size_text
 from pgkeep.modes.parallel_dump_chunks import copied_chunks, piped_chunks
+from pgkeep.modes.parallel_dump_listing import has_lock_room, planned_tables, worker_tables
 from pgkeep.modes.parallel_dump_outbox import ChunkItem, LiveItem, Outbox, Stopped
 from pgkeep.modes.parallel_dump_parts import DatabaseParts, TableParts
 from pgkeep.modes.parallel_dump_plan import FORMAT, ParallelDumpPlan
@@ -33,15 +35,14 @@ from pgkeep.server.connection import Server
 from pgkeep.server.copy_out import copy_out
 from pgkeep.server.database import DatabaseProperties
 from pgkeep.server.dump_snapshot import DumpSnapshot, with_recovery_advice
-from pgkeep.server.table_facts import TableFacts, has_ctid_ranges, key_ends, list_tables
 from pgkeep.streams.item import BytesItem, Item, ItemHeader
 from pgkeep.streams.record import RecordHead
 
 if TYPE_CHECKING:
     import psycopg
 
-_Range = tuple[TableParts, str]
-_Opened = Opened[DatabaseParts, _Range]
+_Work = Callable[["_Importer"], None]
+_Opened = Opened[DatabaseParts, _Work]
 
 
 class ParallelDumpSource:
@@ -63,7 +64,7 @@ class ParallelDumpSource:
         self._server = server
         self._children = DumpChildren(plan, server)
         largest_first = sorted(plan.databases, key=lambda one: -one.size_bytes)
-        self._schedule: Schedule[DatabaseParts, _Range] = Schedule(
+        self._schedule: Schedule[DatabaseParts, _Work] = Schedule(
             [DatabaseParts(one, plan.path(one.name)) for one in largest_first], at_once=plan.databases_at_once
         )
         self._cancelled = threading.Event()
@@ -122,9 +123,9 @@ class ParallelDumpSource:
                 while (work := self._schedule.next()) is not None:
                     opened, part = work
                     if part is None:
-                        self._open(opened)
+                        self._open(opened, importer)
                     else:
-                        self._copy(opened.database, *part, importer=importer)
+                        part(importer)
                     self._schedule.done(opened, partial(self._complete, opened.database))
         except Stopped:
             pass
@@ -138,8 +139,8 @@ class ParallelDumpSource:
         if error is not None or is_last:
             self._outbox.end(error)
 
-    def _open(self, opened: _Opened) -> None:
-        """Hold a database still, hand out its ranges, and run pg_dump on it."""
+    def _open(self, opened: _Opened, importer: _Importer) -> None:
+        """Hold a database still, hand out its work, and run pg_dump on it."""
         parts, plan = opened.database, self._plan
         database = parts.database
         if not self._children.still_exists(database):
@@ -150,16 +151,23 @@ class ParallelDumpSource:
         snapshot = DumpSnapshot(
             self._server,
             database.name,
-            list_tables=partial(worker_tables, plan),
+            list_tables=partial(worker_tables, plan, among=plan.tables[database.name]),
             lock_wait_timeout_seconds=plan.options.lock_wait_timeout_seconds,
         )
         self._snapshots[database.name] = snapshot
         tables = snapshot.query(lambda session: planned_tables(plan, session, snapshot.tables))
         parts.begin(tables, encoding=database.encoding)
-        ranges = [(table, copy) for table in parts.tables for copy in table.plan.copies(database.encoding)]
-        self._schedule.add(opened, ranges)
+        rest: _Work = partial(self._dump_rest, parts, snapshot, tables)
+        ranges: list[_Work] = [
+            partial(self._copy, parts, table, copy)
+            for table in parts.tables
+            for copy in table.plan.copies(database.encoding)
+        ]
+        has_room = snapshot.query(partial(has_lock_room, workers=plan.workers, tables=len(tables)))
+        self._schedule.add(opened, [rest, *ranges] if has_room else ranges)
         self._dump_schema(parts, snapshot)
-        self._dump_rest(parts, snapshot, tables)
+        if not has_room:
+            rest(importer)
 
     def _dump_schema(self, parts: DatabaseParts, snapshot: DumpSnapshot) -> None:
         """Send the schema, then the list of tables, and let the database's chunks go."""
@@ -179,7 +187,13 @@ class ParallelDumpSource:
         self._outbox.put_first(_small(parts.tables_path, msgspec.json.encode(parts.describe())))
         self._outbox.release(parts.database.name)
 
-    def _dump_rest(self, parts: DatabaseParts, snapshot: DumpSnapshot, tables: Sequence[TablePlan]) -> None:
+    def _dump_rest(
+        self,
+        parts: DatabaseParts,
+        snapshot: DumpSnapshot,
+        tables: Sequence[TablePlan],
+        importer: _Importer,  # noqa: ARG002 - every piece of work is given it; pg_dump makes a session of its own
+    ) -> None:
         """Send what workers do not copy, in pieces of one archive."""
         plan = self._plan
         arguments = plan.command.arguments(
@@ -194,7 +208,7 @@ class ParallelDumpSource:
                 parts.add_bytes(item.header.size)
                 self._outbox.put(item, database=parts.database.name)
 
-    def _copy(self, parts: DatabaseParts, table: TableParts, command: str, *, importer: _Importer) -> None:
+    def _copy(self, parts: DatabaseParts, table: TableParts, command: str, importer: _Importer) -> None:
         """Copy one range."""
         plan = self._plan
         session = importer.session(parts.database.name)
@@ -266,29 +280,6 @@ class _Importer:
         if self._session is not None:
             self._session.close()
             self._session = None
-
-
-def worker_tables(plan: ParallelDumpPlan, session: psycopg.Connection[Any]) -> list[TableFacts]:
-    """Return the tables of *session*'s database that workers copy."""
-    if plan.undivided:
-        return []
-    from pgkeep.modes.parallel_dump_tables import MAX_TABLES
-
-    listed = list_tables(
-        session,
-        least_bytes=plan.options.whole_bytes,
-        at_most=MAX_TABLES,
-        with_keys=not has_ctid_ranges(session),
-    )
-    return [table for table in listed if plan.division.is_for_workers(table, is_standby=plan.is_standby)]
-
-
-def planned_tables(
-    plan: ParallelDumpPlan, session: psycopg.Connection[Any], tables: Sequence[TableFacts]
-) -> list[TablePlan]:
-    """Return how *tables* are copied."""
-    has_ranges = has_ctid_ranges(session)
-    return [plan.division.plan(table, has_ctid_ranges=has_ranges, ends=partial(key_ends, session)) for table in tables]
 
 
 def _with_first(first: bytes, chunks: Iterator[Any]) -> Iterator[Any]:
