@@ -35,6 +35,7 @@ from pgkeep.server.connection import Server
 from pgkeep.server.copy_out import copy_out
 from pgkeep.server.database import DatabaseProperties
 from pgkeep.server.dump_snapshot import DumpSnapshot, with_recovery_advice
+from pgkeep.server.waiting import let_arrivals_gather
 from pgkeep.streams.item import BytesItem, Item, ItemHeader
 from pgkeep.streams.record import RecordHead
 
@@ -118,6 +119,7 @@ class ParallelDumpSource:
     def _work(self) -> None:
         """Be one of the workers."""
         error: BaseException | None = None
+        let_arrivals_gather()
         try:
             with _Importer(self._snapshots) as importer:
                 while (work := self._schedule.next()) is not None:

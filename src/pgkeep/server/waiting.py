@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import threading
 
@@ -11,6 +13,18 @@ TICK_SECONDS = 0.25
 """How long a cancellation may go unnoticed while nothing arrives."""
 
 _TICK_MILLISECONDS = TICK_SECONDS * 1000
+
+
+def let_arrivals_gather() -> None:
+    """
+    Have this thread not push a busy process aside each time something arrives for it.
+
+    A server on the same processors sends 8 KiB at a time: to be woken for each costs both sides more than the reading.
+    With a processor free nothing changes. Children that the thread starts are scheduled as usual.
+    """
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 
 
 class SocketWait:
