@@ -149,3 +149,15 @@ def test_the_database_of_the_connection_is_filled_where_it_stands(
     assert digests(other, "postgres") == {}
     restore_cluster(other, backup, bin_dir=bin_dir, **arguments)
     assert digests(other, "postgres") == large_digests
+
+
+@pytest.mark.pg(">=18")
+def test_only_the_last_commit_waits_for_the_disk(cluster: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """The many small commits of pg_restore do not each wait for the disk: a view that it fills tells."""
+    cluster.sql("CREATE DATABASE views")
+    with cluster.connect("views") as connection:
+        connection.execute("CREATE MATERIALIZED VIEW waits AS SELECT current_setting('synchronous_commit') AS how")
+    backup = parallel_dump_of(cluster, "views", bin_dir=bin_dir)
+    restore_cluster(cluster, backup, bin_dir=bin_dir, databases=("views",), new_database="again", tmpdir=tmp_path)
+    with cluster.connect("again") as connection:
+        assert connection.execute("SELECT how FROM waits").fetchone() == ("off",)

@@ -35,8 +35,10 @@ class RestorePrograms:
     ) -> Iterator[ClientProgram]:
         """Run one of them on the server; end it on leaving."""
         role = self._server.target.role if program == "psql" else ""
+        # The last commit of a parallel load waits for the disk, and with it all before.
+        waits = program != "pg_restore" or not self._plan.is_parallel or bool(self._plan.tables)
         with (
-            client_environment(self._server.sql, program=program, role=role) as environment,
+            client_environment(self._server.sql, program=program, role=role, waits_for_disk=waits) as environment,
             ClientProgram(
                 arguments, environment, task=task, reads_input=reads_input, gives_output=gives_output
             ) as child,

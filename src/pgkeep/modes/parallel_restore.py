@@ -45,9 +45,11 @@ Kind = TypeVar("Kind", PartsTables, PartsComplete)
 _SETTINGS = (
     "SET row_security TO off",
     "SET xmloption TO content",
-    # What comes later waits for the disk, and with it all before.
+    # As in all sessions but the last, whose last commit waits for the disk, and with it all before.
     "SET synchronous_commit TO off",
 )
+_FLUSH = "SELECT pg_catalog.pg_logical_emit_message(true, 'pgkeep', '')"
+"""A commit that writes WAL of its own, and so waits for the disk."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,10 @@ class PartsLoader:
         session = self._connect()
         try:
             with refusal_as_error(f'cannot analyze database "{self._dbname}"'):
+                session.execute("SET synchronous_commit TO off")
                 session.execute("ANALYZE")
+                session.execute("RESET synchronous_commit")
+                session.execute(_FLUSH)
         finally:
             session.close()
 

@@ -54,7 +54,7 @@ class ClientEnvironment:
 
 @contextlib.contextmanager
 def client_environment(
-    connection: psycopg.Connection[Any], *, program: str, role: str = ""
+    connection: psycopg.Connection[Any], *, program: str, role: str = "", waits_for_disk: bool = True
 ) -> Iterator[ClientEnvironment]:
     """
     Give the environment in which a child connects as *connection* does.
@@ -63,13 +63,17 @@ def client_environment(
         connection: An open session on the server.
         program: Name of the child, for ``application_name``.
         role: Role to become at once, for a program that has no option for it.
+        waits_for_disk: Whether each of its commits waits for the disk; if not, a later one of another session must.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     variables |= _parameters(connection)
     variables["PGAPPNAME"] = f"pgkeep {program}"
+    options = [] if waits_for_disk else ["-c synchronous_commit=off"]
     if role:
         escaped = re.sub(r"([\\\s])", r"\\\1", role)
-        variables["PGOPTIONS"] = f"-c role={escaped}"
+        options.append(f"-c role={escaped}")
+    if options:
+        variables["PGOPTIONS"] = " ".join(options)
     # Complaints are read for what they mean, so they must not be translated.
     variables["LC_ALL"] = "C"
     variables.pop("LANGUAGE", None)
