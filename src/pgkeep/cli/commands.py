@@ -160,6 +160,19 @@ def expire(
 
 
 @app.command()
+@with_options("receive")
+def receive(
+    clusters: Annotated[list[str], typer.Argument(metavar="CLUSTER...", help="The clusters' names in the vault.")],
+    *,
+    values: dict[str, Any],
+) -> None:
+    """Receive WAL as it is written, and ship it into the vault, until a signal ends it."""
+    from pgkeep.cli.receive import run
+
+    run([open_call("receive", cluster, values) for cluster in clusters])
+
+
+@app.command()
 @with_options("grants")
 def grants(
     role: Annotated[str, typer.Argument(metavar="ROLE", help="The role that takes the backups.")] = "pgkeep",

@@ -20,7 +20,14 @@ from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
-from pgkeep.server.slots import TemporarySlot, advance_slot, check_slot, create_physical_slot, find_slot
+from pgkeep.server.slots import (
+    TemporarySlot,
+    advance_slot,
+    check_slot,
+    check_slot_is_bounded,
+    create_physical_slot,
+    find_slot,
+)
 from pgkeep.server.wal_supply import ArchiveDirectory, FirstOf, LocalWal, NotThere, StreamedWal, WalContent, WalSupply
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import WalRange
@@ -308,11 +315,6 @@ def _make_lasting_slot(server: Server, options: WalOptions) -> None:
             f'slot "{slot.name}" keeps no WAL: it was made without reserving any',
             hint=f"drop it (SELECT pg_drop_replication_slot('{slot.name}')): the next backup makes one that does",
         )
-    bound = queries.setting(server, "max_slot_wal_keep_size")
-    if bound in (None, "-1") and not options.allow_unbounded_slot:
-        raise SettingsError(
-            f'slot "{options.slot_name}" could fill the server\'s disk: max_slot_wal_keep_size sets no bound',
-            hint="set max_slot_wal_keep_size (PostgreSQL 13 and later), or allow_unbounded_slot=yes",
-        )
+    check_slot_is_bounded(server, options.slot_name, allow_unbounded=options.allow_unbounded_slot)
     if slot is None:
         create_physical_slot(server, options.slot_name)

@@ -226,19 +226,20 @@ class Server:
             raise
         return session
 
-    def replication(self, *, cancelled: threading.Event | None = None) -> Replication:
+    def replication(self, *, cancelled: threading.Event | None = None, is_patient: bool = True) -> Replication:
         """
         Return a new conversation in the replication protocol; the caller closes it.
 
         Args:
             cancelled: When another thread sets it, what the conversation waits for ends with a ServerError.
+            is_patient: Whether the server bears with a silence longer than its own ``wal_sender_timeout``.
         """
         # Settings must come with the connection: a physical walsender knows no SET. Whoever takes WAL may have to wait
         # for its own sink for longer than the default minute.
-        options = "-c wal_sender_timeout=10min"
+        options = ["-c wal_sender_timeout=10min"] if is_patient else []
         if self.capabilities.has_idle_session_timeout:
-            options += " -c idle_session_timeout=0"
-        session = connect(self.target, replication=True, options=options)
+            options.append("-c idle_session_timeout=0")
+        session = connect(self.target, replication=True, options=" ".join(options))
         return Replication(session, where=self.where, cancelled=cancelled)
 
     def rows(self, query: str, parameters: Sequence[object] = ()) -> list[Row]:

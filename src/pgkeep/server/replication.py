@@ -219,15 +219,23 @@ class Replication:
         except psycopg.Error as error:
             raise self._lost(error) from error
 
-    def copy_message(self) -> memoryview | None:
+    def copy_message(self, *, idle: Callable[[], None] | None = None) -> memoryview | None:
         """
         Return the next message of a COPY; None when none arrived within a tick, a quarter of a second.
+
+        Args:
+            idle: Called before waiting, when all that has arrived was taken.
 
         Raises:
             EndOfCopy: The server ended the COPY.
         """
         try:
             length, message = self._libpq.get_copy_data(1)
+            if length == 0 and idle is not None:
+                self._libpq.consume_input()
+                length, message = self._libpq.get_copy_data(1)
+                if length == 0:
+                    idle()
             if length == 0:
                 self._wait.readable()
                 self._libpq.consume_input()

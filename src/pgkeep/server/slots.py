@@ -9,8 +9,9 @@ from types import TracebackType
 
 import psycopg
 
-from pgkeep.errors import ServerError
+from pgkeep.errors import ServerError, SettingsError
 from pgkeep.pg.lsn import Lsn
+from pgkeep.server import queries
 from pgkeep.server.connection import Server, fetch
 from pgkeep.server.refusals import OBJECT_IN_USE
 
@@ -93,6 +94,16 @@ def check_slot(server: Server, name: str) -> None:
         raise ServerError(
             f'slot "{name}" has lost the WAL that it should have kept',
             hint=f"drop it (SELECT pg_drop_replication_slot('{name}')), raise max_slot_wal_keep_size, make a Full",
+        )
+
+
+def check_slot_is_bounded(server: Server, name: str, *, allow_unbounded: bool) -> None:
+    """Raise SettingsError when nothing bounds the WAL that the lasting slot *name* would keep, and that is no wish."""
+    bound = queries.setting(server, "max_slot_wal_keep_size")
+    if bound in (None, "-1") and not allow_unbounded:
+        raise SettingsError(
+            f'slot "{name}" could fill the server\'s disk: max_slot_wal_keep_size sets no bound',
+            hint="set max_slot_wal_keep_size (PostgreSQL 13 and later), or allow_unbounded_slot=yes",
         )
 
 

@@ -70,6 +70,7 @@ class WalStream:
             quarter of a second; None goes on without end.
         status_interval_seconds: How often the position is reported to the server.
         silence_seconds: A server that says nothing at all for so long, although asked to, counts as gone.
+        idle: Called when all that has arrived was yielded, before waiting for more; it may ``confirm``.
 
     Raises:
         ServerError: While iterating: WAL is gone, the server shuts down, the line is cut, the job is cancelled.
@@ -86,6 +87,7 @@ class WalStream:
         stop: Lsn | Stop | None = None,
         status_interval_seconds: float = 10,
         silence_seconds: float = 120,
+        idle: Callable[[], None] | None = None,
     ) -> None:
         self._replication = replication
         self._segment_size = check_segment_size(segment_size)
@@ -93,7 +95,9 @@ class WalStream:
         self._stop = _stop_function(stop)
         self._status_interval = status_interval_seconds
         self._silence = silence_seconds
+        self._idle = idle
         self._confirmed = Lsn(0)
+        self._reported = Lsn(0)
         self._status_at = 0.0
         self._heard_at = 0.0
         self._asked = False
@@ -106,7 +110,7 @@ class WalStream:
         Say that WAL before *lsn* is safe: the server may forget it, and a synchronous commit may return.
 
         Without any call no position is confirmed, so that this receiver is never taken for a synchronous standby.
-        The server hears of it with the next status update.
+        The server hears of it before anything else is waited for.
         """
         self._confirmed = max(self._confirmed, lsn)
 
@@ -140,11 +144,12 @@ class WalStream:
     def _timeline_chunks(self) -> Generator[WalChunk, None, bool]:
         """Yield one timeline's chunks; return whether the server ended them, else all was read that was wanted."""
         receive = self._replication.copy_message
+        idle = None if self._idle is None else self._tell_idle
         self._heard_at = time.monotonic()
         self._send_status()
         while not self._stop(self.position):
             try:
-                message = receive()
+                message = receive(idle=idle)
             except EndOfCopy:
                 return True
             self._keep_alive(heard=message is not None)
@@ -198,7 +203,13 @@ class WalStream:
         elif now - self._heard_at > self._silence / 2 and not self._asked:
             self._asked = True
             self._send_status(ask=True)
-        if now - self._status_at >= self._status_interval:
+        if now - self._status_at >= self._status_interval or self._confirmed != self._reported:
+            self._send_status()
+
+    def _tell_idle(self) -> None:
+        assert self._idle is not None
+        self._idle()
+        if self._confirmed != self._reported:
             self._send_status()
 
     def _send_status(self, *, ask: bool = False) -> None:
@@ -207,6 +218,7 @@ class WalStream:
         message = _STATUS.pack(b"r", self.position, self._confirmed, 0, now, ask)
         self._replication.copy_out_message(message)
         self._status_at = time.monotonic()
+        self._reported = self._confirmed
 
     def _segment_start(self, lsn: Lsn) -> Lsn:
         return Lsn(lsn - lsn % self._segment_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 NOT_BUILT = frozenset(
     {
-        "cdp_window_seconds",
         "wal_segment_overlap",
     }
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgkeep.settings.parameter import MODES, VERBS, Group, Kind, Parameter, Place
 
 _ANY = Place.PLUGIN_LINE | Place.CONFIG | Place.CLI
-_JOBS = ("init", "check", "backup", "restore", "finish", "receive")
+_JOBS = ("init", "check", "backup", "restore", "finish")
 
 PARAMETERS = (
     Parameter(

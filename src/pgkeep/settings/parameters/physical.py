@@ -221,10 +221,37 @@ PARAMETERS = (
         minimum=10,
         maximum=86400,
         modes=("cdp",),
-        places=_ANY,
-        verbs=("backup", "check", "receive"),
+        places=Place.CONFIG | Place.CLI,
+        verbs=("receive",),
         example="60s",
-        help="How old WAL may grow before it is shipped: the most that can be lost. `check` complains beyond it.",
+        help="How often `pgkeep receive` ships the WAL segment that it is receiving, as far as it goes: the most by "
+        "which the vault is behind the spool. Complete segments are shipped at once.",
+    ),
+    Parameter(
+        name="spool_dir",
+        kind=Kind.PATH,
+        group=Group.PHYSICAL,
+        default="/var/spool/pgkeep",
+        modes=("cdp",),
+        places=Place.CONFIG | Place.CLI,
+        verbs=("receive",),
+        example="/srv/spool/pgkeep",
+        help="Directory for WAL that was received and is not yet in the vault; each cluster has a directory in it. "
+        "What is acknowledged to the server is durable there, so put it on a disk that is not the server's.",
+    ),
+    Parameter(
+        name="spool_max",
+        kind=Kind.SIZE,
+        group=Group.PHYSICAL,
+        default=8 << 30,
+        minimum=4 << 20,
+        modes=("cdp",),
+        places=Place.CONFIG | Place.CLI,
+        verbs=("receive",),
+        example="32G",
+        help="How much of the disk the spool of one cluster may take, at least four WAL segments. When it is full, "
+        "receiving stops until WAL was shipped from it; meanwhile the slot keeps WAL on the server, as far as "
+        "`max_slot_wal_keep_size` allows.",
     ),
     Parameter(
         name="archive_timeout",
@@ -268,7 +295,7 @@ PARAMETERS = (
         default=(),
         aliases=("standby_hosts",),
         places=_ANY,
-        verbs=("backup", "check", "receive"),
+        verbs=("backup", "check"),
         example="pg-standby-01.example.net,pg-standby-02.example.net",
         help="Hosts to try in turn for a standby that streams, each `host`, `host:port` or the directory of a socket. "
         "Naming one sets `backup_from_standby`, unless that is given as `no`.",

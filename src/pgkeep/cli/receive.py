@@ -1,0 +1,130 @@
+"""``pgkeep receive``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from pgkeep.cli.door import Call
+from pgkeep.cli.output import fail, say, warn
+from pgkeep.errors import PgkeepError, UsageError
+from pgkeep.jobs.readiness import notify
+from pgkeep.jobs.receive_service import ReceiveRequest, ReceiveService
+from pgkeep.jobs.receive_source import SourceOptions
+
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_MOST_NAME_BYTES = 63
+
+
+def run(calls: Sequence[Call]) -> None:
+    """
+    Receive the WAL of the clusters of *calls* until a signal ends it, or all of them have failed.
+
+    Raises:
+        PgkeepError: What ended the first cluster that failed.
+    """
+    if len({call.cluster_name for call in calls}) != len(calls):
+        raise UsageError("a cluster is named twice")
+    with ExitStack() as stack:
+        reception = _Reception(calls, stack)
+        for number in _ENDING_SIGNALS:
+            signal.signal(number, reception.end)
+        reception.run()
+
+
+class _Reception:
+    """The services of all clusters, and what is told to whoever started them."""
+
+    def __init__(self, calls: Sequence[Call], stack: ExitStack) -> None:
+        self._news = threading.Event()
+        self._is_ending = False
+        self._silent = {call.cluster_name for call in calls}
+        self._errors: list[PgkeepError] = []
+        self._services = {
+            call.cluster_name: ReceiveService(
+                _request(call, stack),
+                say=partial(_tell, say, call.cluster_name),
+                warn=partial(_tell, warn, call.cluster_name),
+                streams=partial(self._streams, call.cluster_name),
+                ended=self._news.set,
+            )
+            for call in calls
+        }
+
+    def run(self) -> None:
+        """Serve until ``end`` is called or nothing is left to serve; raise the first error."""
+        for service in self._services.values():
+            service.start()
+        while self._services and not self._is_ending:
+            self._news.wait()
+            self._news.clear()
+            for name in [name for name, service in self._services.items() if service.has_ended]:
+                if not self._is_ending:
+                    self._finish(name, self._services.pop(name))
+        notify("STOPPING=1")
+        for service in self._services.values():
+            service.stop()
+        for name, service in self._services.items():
+            self._finish(name, service)
+        if self._errors:
+            raise self._errors[0]
+
+    def end(self, _number: int, _frame: FrameType | None) -> None:
+        """End everything in order; for signals, of which the second one does not wait for the tidying up."""
+        for number in _ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        self._is_ending = True
+        self._news.set()
+
+    def _streams(self, name: str) -> None:
+        self._silent.discard(name)
+        if not self._silent:
+            notify("READY=1", f"STATUS=receiving {', '.join(self._services)}")
+
+    def _finish(self, name: str, service: ReceiveService) -> None:
+        try:
+            service.finish()
+            say(f"{name}: stopped")
+        except PgkeepError as error:
+            told = type(error)(f"{name}: {error.message}", hint=error.hint)
+            if self._services:
+                # The others go on.
+                fail(told)
+            self._errors.append(told)
+
+
+def _tell(how: Callable[[str], None], name: str, text: str) -> None:
+    how(f"{name}: {text}")
+
+
+def _request(call: Call, stack: ExitStack) -> ReceiveRequest:
+    settings = call.settings
+    cluster = stack.enter_context(call.cluster())
+    slot = settings.text("slot_name") or slot_of(call.cluster_name)
+    return ReceiveRequest(
+        cluster=cluster,
+        options=SourceOptions(
+            # One name for the slot and for synchronous_standby_names.
+            target=dataclasses.replace(call.connection(), application_name=slot),
+            slot=slot,
+            allow_unbounded_slot=settings.flag("allow_unbounded_slot"),
+            system_identifier=cluster.archive.system_identifier,
+            segment_size=cluster.archive.segment_size,
+        ),
+        spool_dir=Path(settings.require("spool_dir")) / call.cluster_name,
+        spool_bytes=settings.number("spool_max"),
+        window_seconds=settings.number("cdp_window_seconds"),
+        compression_level=settings.number("zstd_level"),
+    )
+
+
+def slot_of(cluster_name: str) -> str:
+    """Return the name of the slot for a cluster, as far as slots may be called so: ``pgkeep_main``."""
+    return f"pgkeep_{re.sub(r'[^a-z0-9_]', '_', cluster_name.lower())}"[:_MOST_NAME_BYTES]

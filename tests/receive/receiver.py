@@ -1,0 +1,62 @@
+"""A pgkeep that receives, and what tells how far it has come."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.lab.cluster import Cluster, wait_for
+from tests.restore.keeper import Keeper, Outcome
+from tests.survive.job import Job, Point
+
+SLOT = "pgkeep_main"
+SETTINGS = {"max_slot_wal_keep_size": "1GB", "wal_sender_timeout": "10s"}
+
+
+class Receiver(Job):
+    """``pgkeep receive main`` under way."""
+
+    def __init__(
+        self, keeper: Keeper, *arguments: str | Path, at: Point | None = None, cluster: Cluster | None = None
+    ) -> None:
+        """Start it, from *cluster* or the keeper's own."""
+        self.keeper = keeper
+        self.spool = keeper.directory / "spool" / keeper.name
+        place = [f"--spool-dir={self.spool.parent}", *keeper.server_options(cluster)]
+        super().__init__(keeper, "receive", *place, *arguments, at=at)
+
+    def wait_until_streaming(self) -> Receiver:
+        """Wait until it has said that the server streams."""
+        self.wait_for_line("main: streaming from ")
+        return self
+
+    def wait_until_flushed(self, cluster: Cluster | None = None, *, lsn: str = "") -> str:
+        """Wait until the server knows that all of its WAL so far is durable here; return how far that is."""
+        cluster = cluster or self.keeper.cluster
+        lsn = lsn or str(cluster.value("SELECT pg_current_wal_flush_lsn()"))
+        wait_for(
+            lambda: bool(
+                cluster.value(
+                    "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s AND flush_lsn >= %s::pg_lsn",
+                    [SLOT, lsn],
+                )
+            ),
+            f"{lsn} is received\n" + "\n".join(self.lines),
+        )
+        return lsn
+
+    def wait_until_shipped(self, name: str) -> None:
+        """Wait until the vault holds the file *name*."""
+        found = self.keeper.vault / self.keeper.name / "wal"
+        wait_for(lambda: any(found.rglob(f"{name}.zst")), f"{name} is shipped\n" + "\n".join(self.lines))
+
+    def stop(self) -> Outcome:
+        """End it in order; it must succeed."""
+        self.send(signal.SIGTERM)
+        outcome = self.end()
+        assert outcome.status == 0, "\n".join(outcome.lines)
+        return outcome
+
+    def spooled(self) -> list[str]:
+        """Return the names of the WAL files in the spool, sorted."""
+        return sorted(path.name for path in self.spool.iterdir() if path.name[0] == "0")
