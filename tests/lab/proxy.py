@@ -68,6 +68,11 @@ class Proxy:
         with self._state:
             self._cut_at = self.bytes_to_client + size_bytes
 
+    def redirect(self, target: tuple[str, int] | Path) -> None:
+        """Reset every connection; new ones lead to *target*, as when an address moves to another server."""
+        self._target = target
+        self.cut()
+
     def refuse(self) -> None:
         """Reset every connection, and each new one at once, until `resume`."""
         self._refusing = True
