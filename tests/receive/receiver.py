@@ -25,6 +25,11 @@ class Receiver(Job):
         place = [f"--spool-dir={self.spool.parent}", *keeper.server_options(cluster)]
         super().__init__(keeper, "receive", *place, *arguments, at=at)
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether it has said that the server streams."""
+        return any(line.startswith("main: streaming from ") for line in self.lines)
+
     def wait_until_streaming(self) -> Receiver:
         """Wait until it has said that the server streams."""
         self.wait_for_line("main: streaming from ")

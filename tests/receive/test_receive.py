@@ -29,4 +29,3 @@ def test_everything_received_comes_back(make_keeper: MakeKeeper) -> None:
     receiver.wait_until_shipped(f"{partial}.partial")
     restored = keeper.restore()
     restored.assert_is_at(mark)
-

@@ -1,0 +1,62 @@
+"""Commits that a server has acknowledged: what must be there whatever dies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+
+from tests.lab.cluster import Cluster, wait_for
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS acknowledged (worker text, number int, PRIMARY KEY (worker, number))"
+
+
+class Commits:
+    """
+    Workers that commit numbers in order, each until its connection breaks.
+
+    Attributes:
+        last: By worker, the last number whose commit was acknowledged.
+    """
+
+    def __init__(self, cluster: Cluster, name: str, *, workers: int = 4) -> None:
+        """Start the workers; *name* tells those of one round from those of another."""
+        self.last = {f"{name}-{number}": 0 for number in range(workers)}
+        self._threads = [
+            threading.Thread(target=self._run, args=(cluster, worker), daemon=True) for worker in self.last
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def count(self) -> int:
+        """How many commits were acknowledged."""
+        return sum(self.last.values())
+
+    def wait_for(self, more: int) -> None:
+        """Wait until *more* commits have been acknowledged from now on."""
+        goal = self.count + more
+        wait_for(lambda: self.count >= goal, f"{more} more commits", timeout_seconds=60)
+
+    def join(self) -> None:
+        """Wait until every worker has lost its connection."""
+        for thread in self._threads:
+            thread.join()
+
+    def assert_in(self, value: Callable[[str], object]) -> None:
+        """Assert that a restored server, asked by *value*, has all that was acknowledged and all that was before it."""
+        for worker, last in self.last.items():
+            found = value(f"SELECT max(number) FROM acknowledged WHERE worker = '{worker}'") or 0
+            count = value(f"SELECT count(*) FROM acknowledged WHERE worker = '{worker}'")
+            # The one under way may have become durable without its acknowledgement having arrived.
+            assert found in (last, last + 1), f"{worker}: {last} were acknowledged, {found} are there"
+            assert count == found
+
+    def _run(self, cluster: Cluster, worker: str) -> None:
+        with suppress(psycopg.Error), cluster.connect() as connection:
+            while True:
+                number = self.last[worker] + 1
+                connection.execute("INSERT INTO acknowledged VALUES (%s, %s)", [worker, number])
+                self.last[worker] = number
