@@ -48,7 +48,13 @@ class WalView:
         end = held_through(self._archive, timeline, lsn)
         segment = WalSegment.containing(end, timeline=timeline, size=self._archive.segment_size)
         found = self._index.segment(segment, is_partial=True)
-        return max(end, min(found.end, segment.end_lsn)) if found is not None and found.last is not None else end
+        if found is None:
+            return end
+        if found.last is not None:
+            return max(end, min(found.end, segment.end_lsn))
+        # It may have no more than the rest of the record with which the segment before ended: that may be a commit.
+        before = self._index.segment(WalSegment.ending_at(end, timeline=timeline, size=segment.size)) if end else None
+        return max(end, before.end) if before is not None and not before.needs_next else end
 
     def histories(self) -> list[TimelineHistory]:
         """Return the history of every timeline that anything is held of."""
