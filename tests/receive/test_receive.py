@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pgkeep.pg.lsn import Lsn
 from tests.lab.cluster import Cluster
 from tests.lab.ledger import Ledger
@@ -10,7 +12,7 @@ from tests.restore.conftest import MakeKeeper
 
 
 def test_everything_received_comes_back(make_keeper: MakeKeeper) -> None:
-    """A stopped receiver has shipped all up to the last commit, in whole segments and a partial one."""
+    """A stopped receiver has shipped all up to the last commit, in whole segments and a partial one, in 100 MiB."""
     keeper = make_keeper(settings=SETTINGS)
     cluster, ledger = keeper.cluster, Ledger(keeper.cluster)
     keeper.backup("full", "local")
@@ -22,6 +24,9 @@ def test_everything_received_comes_back(make_keeper: MakeKeeper) -> None:
         partial = str(cluster.value("SELECT pg_walfile_name(pg_current_wal_flush_lsn())"))
         receiver.wait_until_flushed()
         receiver.wait_until_shipped(whole)
+        status = Path(f"/proc/{receiver.pid}/status").read_text()
+        [peak] = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
+        assert peak < 100 << 10
         outcome = receiver.stop()
         assert receiver.spooled() == [f"{partial}.partial"]
     assert outcome.warnings == []

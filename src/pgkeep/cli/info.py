@@ -36,6 +36,9 @@ def _print(info: ClusterInfo) -> None:
         )
     for gap in info.gaps:
         print_line(f"  gap: WAL {gap.start} .. {gap.stop} on timeline {gap.timeline} is missing")
+    for hole in info.holes:
+        where = f"{hole.start} .. {hole.stop} on timeline {hole.timeline}"
+        print_line(f"  hole: WAL {where} was not received ({_short(hole.time)})")
     for held in info.wal:
         print_line(f"  wal: {held.first.name} .. {held.last.name} ({held.segments} segments)")
     if info.backups:
@@ -93,6 +96,7 @@ def _document(info: ClusterInfo) -> dict[str, object]:
             for w in info.windows
         ],
         "gaps": [{"timeline": g.timeline, "start_lsn": g.start, "end_lsn": g.stop} for g in info.gaps],
+        "holes": [msgspec.to_builtins(hole) for hole in info.holes],
         "wal": [
             {"timeline": int(h.timeline), "first": h.first.name, "last": h.last.name, "segments": h.segments}
             for h in info.wal

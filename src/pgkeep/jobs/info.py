@@ -11,7 +11,9 @@ from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead, RecordTail, WalRange
 from pgkeep.vault.vault import ClusterVault, Unreadable
-from pgkeep.vault.wal_holdings import HeldRange, ranges
+from pgkeep.vault.wal_archive import WalArchive
+from pgkeep.vault.wal_holdings import HeldRange, held_through, ranges
+from pgkeep.vault.wal_holes import WalHole, read_holes
 from pgkeep.vault.wal_view import WalView
 
 
@@ -53,13 +55,14 @@ class ClusterInfo:
 
     Attributes:
         status: ``ok``, ``no backup``, ``damaged`` (a record cannot be read, or the newest backup has bad pages), or
-            ``gap`` (between two windows WAL is missing).
+            ``gap`` (between two windows, or behind the last, WAL is missing).
         backups: Oldest first.
         unreadable: Ids and reasons of backups whose record cannot be read.
         leftovers: What killed jobs left; ``expire`` removes it.
         wal: Complete segments, by timeline and oldest first.
         windows: Oldest first; more than one where WAL is missing between them.
         gaps: WAL that backups reported as gone.
+        holes: WAL that a receiver had to pass over, and that nobody has brought since.
     """
 
     name: str
@@ -72,6 +75,7 @@ class ClusterInfo:
     wal: list[HeldRange]
     windows: list[Window]
     gaps: list[WalRange]
+    holes: list[WalHole]
 
 
 def cluster_info(cluster: ClusterVault) -> ClusterInfo:
@@ -90,12 +94,13 @@ def cluster_info(cluster: ClusterVault) -> ClusterInfo:
         windows = recovery_windows([backup.head for backup in backups], WalView(cluster.archive))
         wal = list(ranges(cluster.archive))
         leftovers = cluster.leftovers()
+        holes = [hole for hole in read_holes(cluster.directory) if not _is_filled(hole, cluster.archive)]
     status = "ok"
     if unreadable or (backups and backups[-1].head.is_damaged):
         status = "damaged"
     elif not backups:
         status = "no backup"
-    elif len(windows) > 1:
+    elif len(windows) > 1 or holes:
         status = "gap"
     return ClusterInfo(
         name=cluster.name,
@@ -108,6 +113,7 @@ def cluster_info(cluster: ClusterVault) -> ClusterInfo:
         wal=wal,
         windows=windows,
         gaps=[gap for backup in backups for gap in backup.head.wal_gaps],
+        holes=holes,
     )
 
 
@@ -137,6 +143,10 @@ def recovery_windows(heads: list[RecordHead], wal: WalView) -> list[Window]:
             )
         )
     return windows
+
+
+def _is_filled(hole: WalHole, archive: WalArchive) -> bool:
+    return held_through(archive, Timeline(hole.timeline), Lsn.parse(hole.start)) >= Lsn.parse(hole.stop)
 
 
 def _iso(moment: dt.datetime) -> str:
