@@ -189,7 +189,9 @@ def grants(
 @app.command()
 @with_options("demo")
 def demo(
-    story: Annotated[str, typer.Argument(metavar="STORY", help="Which: pitr, pitr_block or parallel_dump.")] = "pitr",
+    story: Annotated[
+        str, typer.Argument(metavar="STORY", help="Which: pitr, pitr_block, parallel_dump or cdp.")
+    ] = "pitr",
     *,
     values: dict[str, Any],
 ) -> None:

@@ -298,8 +298,15 @@ def _pitr_block() -> type[Demo]:
     return PitrBlockDemo
 
 
+def _cdp() -> type[Demo]:
+    from pgkeep.cli.demo_cdp import CdpDemo
+
+    return CdpDemo
+
+
 STORIES: dict[str, Callable[[], type[Demo]]] = {
     "pitr": lambda: Demo,
     "pitr_block": _pitr_block,
     "parallel_dump": _parallel_dump,
+    "cdp": _cdp,
 }
