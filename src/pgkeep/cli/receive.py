@@ -62,6 +62,8 @@ class _Reception:
         """Serve until ``end`` is called or nothing is left to serve; raise the first error."""
         for service in self._services.values():
             service.start()
+        # Ready without a server: a machine that boots must not wait for another one.
+        notify("READY=1", f"STATUS=connecting to the servers of {', '.join(self._silent)}")
         while self._services and not self._is_ending:
             self._news.wait()
             self._news.clear()
@@ -86,7 +88,7 @@ class _Reception:
     def _streams(self, name: str) -> None:
         self._silent.discard(name)
         if not self._silent:
-            notify("READY=1", f"STATUS=receiving {', '.join(self._services)}")
+            notify(f"STATUS=receiving {', '.join(self._services)}")
 
     def _finish(self, name: str, service: ReceiveService) -> None:
         try:
