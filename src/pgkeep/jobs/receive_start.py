@@ -20,6 +20,8 @@ from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import ranges
 
 _PIECE_BYTES = 1 << 20
+# An end may be given before or behind the header of a page that begins there, at most that of a segment.
+_PAGE_HEADER_BYTES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def check_not_behind(held: Held, server: TimelineHistory, server_end: Lsn, *, is
         ServerError: It is a standby, which may yet get there.
         ArchiveError: It is a primary, and will write other WAL over what was received.
     """
-    if held.end.timeline != server.timeline or held.end.lsn <= server_end:
+    if held.end.timeline != server.timeline or held.end.lsn <= server_end + _PAGE_HEADER_BYTES:
         return
     text = f"the server's WAL ends at {server_end} on timeline {server.timeline}, but was received up to {held.end.lsn}"
     if is_standby:
