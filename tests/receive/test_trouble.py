@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
-import pytest
-
 from pgkeep.pg.lsn import Lsn
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.ledger import Ledger
 from tests.lab.proxy import Proxy
 from tests.receive.receiver import SETTINGS, SLOT, Receiver
 from tests.restore.conftest import MakeKeeper
+from tests.restore.keeper import Keeper
 
 SMALL = SETTINGS | {"max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0"}
 SEGMENT = 1 << 20
@@ -104,52 +100,51 @@ def test_a_cut_connection_is_made_again(make_keeper: MakeKeeper) -> None:
     keeper.restore().assert_is_at(mark)
 
 
-@pytest.mark.parametrize("what", ["cluster", "spool", "slot", "twice"])
-def test_refusals(make_keeper: MakeKeeper, make_cluster: MakeCluster, lab_directory: Path, what: str) -> None:
-    """Another cluster, another cluster's spool, a slot without a bound, and a second receiver are refused."""
-    keeper = make_keeper(settings={} if what == "slot" else SMALL, wal_segment_size_mb=1)
+def test_refusals(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> None:
+    """A second receiver, a slot without a bound, another cluster, and another cluster's spool are refused."""
+    keeper = make_keeper(settings=SMALL, wal_segment_size_mb=1)
     mine = keeper.cluster.value("SELECT system_identifier FROM pg_control_system()")
-    if what == "cluster":
-        other = make_cluster("other", wal_segment_size_mb=1, settings=SMALL)
-        where = f"{other.socket_directory}:{other.port} as postgres"
-        found = other.value("SELECT system_identifier FROM pg_control_system()")
-        with Receiver(keeper, cluster=other) as receiver:
-            outcome = receiver.end()
-        assert outcome.status == 3
-        assert outcome.refusal == [
-            f"error: main: PostgreSQL at {where} has system identifier {found}, the vault's cluster has {mine}",
-            "hint: the connection leads to another cluster, or the cluster was initialised anew",
-        ]
-        assert receiver.spooled() == []
-        return
-    if what == "slot":
-        with Receiver(keeper) as receiver:
-            outcome = receiver.end()
-        assert outcome.status == 3
-        assert outcome.refusal == [
+    with Receiver(keeper).wait_until_streaming() as first:
+        assert refusal(keeper) == (
+            6,
+            [f"error: another pgkeep receive uses the spool {first.spool}", "hint: one is enough for a cluster"],
+        )
+        assert first.is_running
+        first.stop()
+    keeper.cluster.configure({"max_slot_wal_keep_size": "-1"})
+    keeper.cluster.reload()
+    wait_for(lambda: keeper.cluster.value("SHOW max_slot_wal_keep_size") == "-1", "the slot has no bound")
+    assert refusal(keeper) == (
+        3,
+        [
             f'error: main: slot "{SLOT}" could fill the server\'s disk: max_slot_wal_keep_size sets no bound',
             "hint: set max_slot_wal_keep_size (PostgreSQL 13 and later), or allow_unbounded_slot=yes",
-        ]
-        return
-    with Receiver(keeper).wait_until_streaming() as first:
-        if what == "twice":
-            with Receiver(keeper) as second:
-                outcome = second.end()
-            assert outcome.status == 6
-            assert outcome.refusal == [
-                f"error: another pgkeep receive uses the spool {first.spool}",
-                "hint: one is enough for a cluster",
-            ]
-            assert first.is_running
-        first.stop()
-    if what == "spool":
-        text = (first.spool / "spool.json").read_text().replace(str(mine), "42")
-        (first.spool / "spool.json").write_text(text)
-        with Receiver(keeper) as receiver:
-            outcome = receiver.end()
-        assert outcome.status == 3
-        assert outcome.refusal == [
+        ],
+    )
+    other = make_cluster("other", wal_segment_size_mb=1, settings=SMALL)
+    where = f"{other.socket_directory}:{other.port} as postgres"
+    found = other.value("SELECT system_identifier FROM pg_control_system()")
+    assert refusal(keeper, other) == (
+        3,
+        [
+            f"error: main: PostgreSQL at {where} has system identifier {found}, the vault's cluster has {mine}",
+            "hint: the connection leads to another cluster, or the cluster was initialised anew",
+        ],
+    )
+    assert other.sql("SELECT slot_name FROM pg_replication_slots") == []
+    identity = first.spool / "spool.json"
+    identity.write_text(identity.read_text().replace(str(mine), "42"))
+    assert refusal(keeper) == (
+        3,
+        [
             f"error: the spool {first.spool} is for system identifier 42, the vault's cluster has {mine}",
             "hint: give each cluster a spool of its own",
-        ]
-    shutil.rmtree(first.spool)
+        ],
+    )
+
+
+def refusal(keeper: Keeper, cluster: Cluster | None = None) -> tuple[int, list[str]]:
+    """Return the exit status of a receiver that does not begin, and the error with its hint."""
+    with Receiver(keeper, cluster=cluster) as receiver:
+        outcome = receiver.end()
+    return outcome.status, outcome.refusal
