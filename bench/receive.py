@@ -110,11 +110,9 @@ def receive_bench(workdir: Path) -> Iterator[ReceiveBench]:
         name = server.psql("SELECT pg_walfile_name(pg_switch_wal())").strip()
         before = server.directory / name
         run(["cp", str(server.data_directory / "pg_wal" / name), str(before)])
-        text = "(SELECT string_agg(md5((random() * g)::text), '') FROM generate_series(1, 260000) g)"
-        start = server.psql("SELECT pg_current_wal_lsn()").strip()
-        written = f"SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{start}') / (16 << 20)"
-        while float(server.psql(written)) < SEGMENTS - 1:
-            server.psql(f"SELECT pg_logical_emit_message(false, 'bench', {text} || {text})")
+        text = "SELECT string_agg(md5(g::text), '') AS body FROM generate_series(1, 520000) g"
+        many = f"generate_series(1, {SEGMENTS} - 1) n"
+        server.psql(f"SELECT count(pg_logical_emit_message(false, n::text, body)) FROM ({text}) t, {many}")
         end = server.psql(
             "SELECT '0/0'::pg_lsn + (ceil(pg_wal_lsn_diff(pg_switch_wal(), '0/0') / (16 << 20)) * (16 << 20))"
         ).strip()

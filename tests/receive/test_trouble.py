@@ -20,6 +20,17 @@ def write(cluster: Cluster, megabytes: int) -> str:
     return cluster.switch_wal()
 
 
+def lose_slot(cluster: Cluster) -> None:
+    """Write WAL until the server has given up what its only slot should have kept."""
+
+    def is_lost() -> bool:
+        write(cluster, 40)
+        cluster.sql("CHECKPOINT")
+        return bool(cluster.value("SELECT wal_status = 'lost' FROM pg_replication_slots"))
+
+    wait_for(is_lost, "the slot has lost its WAL", timeout_seconds=60)
+
+
 def test_lost_wal_is_a_hole_that_is_said(make_keeper: MakeKeeper) -> None:
     """A slot that lost its WAL is made anew, and what is missing is said, written down, and shown by info."""
     keeper = make_keeper(settings=SMALL | {"max_slot_wal_keep_size": "1MB"}, wal_segment_size_mb=1)
@@ -31,13 +42,7 @@ def test_lost_wal_is_a_hole_that_is_said(make_keeper: MakeKeeper) -> None:
         receiver.wait_until_flushed()
         receiver.stop()
     held = cluster.value("SELECT restart_lsn FROM pg_replication_slots")
-
-    def is_lost() -> bool:
-        write(cluster, 40)
-        cluster.sql("CHECKPOINT")
-        return bool(cluster.value("SELECT wal_status = 'lost' FROM pg_replication_slots"))
-
-    wait_for(is_lost, "the slot has lost its WAL", timeout_seconds=60)
+    lose_slot(cluster)
     with Receiver(keeper) as receiver:
         receiver.wait_for_line("warning: main: HOLE: ")
         ledger.transfer(5)
@@ -53,6 +58,26 @@ def test_lost_wal_is_a_hole_that_is_said(make_keeper: MakeKeeper) -> None:
     assert keeper.info()["status"] == "gap"
     keeper.restore(f"--target-lsn={before.lsn}").assert_is_at(before)
     keeper.restore().assert_is_at(after)
+
+
+def test_lost_wal_that_was_archived_is_no_hole(make_keeper: MakeKeeper) -> None:
+    """WAL that the server's own archiving brought while the receiver was away is not missing, and not said to be."""
+    keeper = make_keeper(archive="vault", settings=SMALL | {"max_slot_wal_keep_size": "1MB"}, wal_segment_size_mb=1)
+    cluster, ledger = keeper.cluster, Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    with Receiver(keeper).wait_until_streaming() as receiver:
+        receiver.wait_until_flushed()
+        receiver.stop()
+    lose_slot(cluster)
+    keeper.wait_until_archived()
+    with Receiver(keeper) as receiver:
+        receiver.wait_for_line("main: the vault has the WAL from ")
+        mark = ledger.mark("last")
+        receiver.wait_until_flushed()
+        outcome = receiver.stop()
+    assert outcome.warnings == [f'main: slot "{SLOT}" had lost the WAL that it should have kept: made anew']
+    assert (keeper.info()["holes"], keeper.info()["status"]) == ([], "ok")
+    keeper.restore().assert_is_at(mark)
 
 
 def test_a_full_spool_stops_receiving(make_keeper: MakeKeeper) -> None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from pgkeep.errors import ServerError, VaultError
 from pgkeep.jobs.amount import size_text
+from pgkeep.jobs.receive_ears import Ears
 from pgkeep.jobs.receive_source import Source, SourceOptions, opened_source
 from pgkeep.jobs.receive_start import check_not_behind, held_end, known_history, resume_after
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
@@ -27,6 +26,7 @@ from pgkeep.server.wal_stream import WalChunk, WalStream
 from pgkeep.spool.directory import Spool
 from pgkeep.spool.segment_file import SegmentFile
 from pgkeep.vault.wal_archive import WalArchive
+from pgkeep.vault.wal_holdings import held_through
 from pgkeep.vault.wal_holes import WalHole
 
 FIRST_PAUSE_SECONDS = 0.2
@@ -37,26 +37,6 @@ _WAL_IS_GONE = "58P01"
 _LONGEST_UNFLUSHED_SECONDS = 0.2
 _ROOM_SECONDS = 1.0
 _WARN_AT_PERCENT = (70, 90)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ears:
-    """
-    Who hears what of a receiver; all are called from its thread.
-
-    Attributes:
-        say: Takes one line for the log.
-        warn: Takes one warning.
-        record_hole: Writes down WAL that cannot be received any more.
-        streams: Told when the server streams.
-        arrived: Told when a file is there to be shipped.
-    """
-
-    say: Callable[[str], None]
-    warn: Callable[[str], None]
-    record_hole: Callable[[WalHole], None]
-    streams: Callable[[], None]
-    arrived: Callable[[], None]
 
 
 class Receiver:
@@ -268,6 +248,10 @@ class Receiver:
         if kept <= position.lsn:
             raise error
         timeline = source.history.timeline_at(kept)
+        if held_through(self._archive, timeline, held) >= kept:
+            self._ears.say(f"the vault has the WAL from {held} to {kept}, which the server has no more")
+            self._behind_hole = WalPosition(timeline, kept)
+            return
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         hole = WalHole(timeline=int(timeline), start=str(held), stop=str(kept), time=now, reason=error.message)
         self._ears.record_hole(hole)
@@ -275,7 +259,7 @@ class Receiver:
             f"HOLE: the WAL from {held} to {kept} was not received, and the server has it no more: no recovery passes "
             f"it, make a new base backup now ({error.message})"
         )
-        self._behind_hole = WalPosition(Timeline(timeline), kept)
+        self._behind_hole = WalPosition(timeline, kept)
 
     def _wait_for_room(self) -> None:
         spool = self._spool

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgkeep.errors import PgkeepError
-from pgkeep.jobs.receive import Ears, Receiver
+from pgkeep.jobs.receive import Receiver
+from pgkeep.jobs.receive_ears import Ears
 from pgkeep.jobs.receive_source import SourceOptions
 from pgkeep.jobs.ship import Shipper
 from pgkeep.spool.directory import Spool

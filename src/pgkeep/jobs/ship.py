@@ -8,6 +8,7 @@ the receiver where to go on. Where the vault cannot take something, that is said
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from pgkeep.vault.wal_content import FRAME_BYTES
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+
+_NICE = 10
 
 Durable = Callable[[], tuple[WalSegment, int] | None]
 """Returns the segment that is received now, and how many of its bytes are durable."""
@@ -70,7 +73,9 @@ class Shipper:
         self._arrived.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Ship until *stop* is set; ``finish`` does the rest."""
+        """Ship until *stop* is set, with what the processor has left over; ``finish`` does the rest."""
+        # On Linux this is the thread's own priority.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         pause = FIRST_PAUSE_SECONDS
         partial_at = time.monotonic()
         # What an earlier receiver left is shipped first, its partial segment too.
