@@ -16,6 +16,7 @@ from pathlib import Path
 from pgkeep.datadir.postmaster import read_control_file
 from pgkeep.errors import ArchiveError, FormatError, PgkeepError
 from pgkeep.jobs.recovery_history import WalHoldings, choose_history
+from pgkeep.jobs.segment_pieces import segment_part, segment_pieces
 from pgkeep.pg.data_directory import WAL_DIRECTORY
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget
@@ -24,7 +25,6 @@ from pgkeep.pg.wal import WalSegment, is_segment_name
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
 
-_PIECE_BYTES = 1 << 20
 _WHOLE = frozenset({Ending.FULL, Ending.OPEN, Ending.SWITCHED})
 
 
@@ -65,7 +65,7 @@ def archive_old_wal(
     for path in _unarchived(data_directory / WAL_DIRECTORY, archive, timeline):
         segment = WalSegment.parse(path.name, size=archive.segment_size)
         try:
-            found = index_segment(segment, _pieces(path), checks_all=True)
+            found = index_segment(segment, segment_pieces(path), checks_all=True)
         except (FormatError, OSError):
             # The server keeps files of its past for its future: they begin with other WAL.
             break
@@ -75,7 +75,9 @@ def archive_old_wal(
         name = path.name if is_whole else path.name + PARTIAL_SUFFIX
         if not is_dry:
             try:
-                archive.put(name, _pieces(path) if is_whole else _part(path, found.end - segment.start_lsn))
+                archive.put(
+                    name, segment_pieces(path) if is_whole else segment_part(path, found.end - segment.start_lsn)
+                )
             except (ArchiveError, PgkeepError, OSError) as error:
                 warn(f"{path} holds WAL that the vault lacks and cannot take: {error}; the restore does without it")
                 break
@@ -129,25 +131,10 @@ def _continues(directory: Path, archive: WalArchive, timeline: Timeline, archive
         if history != archive.history(timeline):
             return False
     if archived:
-        return archive.holds(archived, _pieces(directory / archived))
+        return archive.holds(archived, segment_pieces(directory / archived))
     if (directory / "archive_status" / f"{first_absent}.ready").exists():
         return True
     # The segment that the server is writing is never ready; it may begin a timeline.
     start = WalSegment.parse(first_absent, size=archive.segment_size).start_lsn
     before = WalSegment.containing(Lsn(max(0, start - 1)), timeline=timeline, size=archive.segment_size)
     return any(archive.has(before.on(Timeline(number)).name) for number in range(timeline, 0, -1))
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            yield piece
-
-
-def _part(path: Path, size: int) -> Iterator[bytes]:
-    """Yield the segment at *path* with zeros behind its first *size* bytes, as a new one has them."""
-    left = size
-    for piece in _pieces(path):
-        kept = piece[: max(0, left)]
-        left -= len(kept)
-        yield kept + bytes(len(piece) - len(kept))

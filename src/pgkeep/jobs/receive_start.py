@@ -7,11 +7,10 @@ which one of them leaves the newest timeline that both have. Behind that point n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pgkeep.errors import ArchiveError, FormatError, ServerError
+from pgkeep.jobs.segment_pieces import segment_pieces
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.segment_index import index_segment
 from pgkeep.pg.timeline import TimelineHistory
@@ -19,7 +18,6 @@ from pgkeep.spool.directory import Spool, SpooledSegment
 from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import ranges
 
-_PIECE_BYTES = 1 << 20
 # An end may be given before or behind the header of a page that begins there, at most that of a segment.
 _PAGE_HEADER_BYTES = 40
 
@@ -113,7 +111,7 @@ def spooled_end(spool: Spool, spooled: SpooledSegment) -> Lsn:
     if spooled.is_complete:
         return segment.end_lsn
     try:
-        found = index_segment(segment, _pieces(spool.path / spooled.name), checks_all=True)
+        found = index_segment(segment, segment_pieces(spool.path / spooled.name), checks_all=True)
     except FormatError:
         return segment.start_lsn
     if found.last is None:
@@ -169,9 +167,3 @@ def _newest_common(left: TimelineHistory, right: TimelineHistory) -> Timeline | 
 
 def _next_timeline(history: TimelineHistory, timeline: Timeline) -> Timeline:
     return history.timelines[history.timelines.index(timeline) + 1]
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            yield piece

@@ -11,16 +11,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from pgkeep.errors import ArchiveError, PgkeepError, VaultError
 from pgkeep.jobs.receive_start import spooled_end
+from pgkeep.jobs.segment_pieces import segment_part
 from pgkeep.jobs.wal_pusher import Push, push_file
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.wal import WalSegment
 from pgkeep.spool.directory import Spool, SpooledSegment
 from pgkeep.vault.wal_archive import WalArchive
-from pgkeep.vault.wal_content import FRAME_BYTES
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
@@ -154,17 +154,12 @@ class Shipper:
             length = max(length, durable[1])
         if not length or (self._partial is not None and self._partial[0] == segment and self._partial[1] >= length):
             return
-        self._archive.put(spooled.name, self._prefix(spooled.name, length), compression_level=self._compression_level)
+        self._archive.put(
+            spooled.name,
+            segment_part(self._spool.path / spooled.name, length),
+            compression_level=self._compression_level,
+        )
         self._partial = (segment, length)
-
-    def _prefix(self, name: str, length: int) -> Iterator[bytes]:
-        """Yield a segment with zeros behind its first *length* bytes, as a new one has them."""
-        left = length
-        with (self._spool.path / name).open("rb") as file:
-            while piece := file.read(FRAME_BYTES):
-                kept = piece[: max(0, left)]
-                left -= len(kept)
-                yield kept + bytes(len(piece) - len(kept))
 
 
 def _text(error: PgkeepError | OSError) -> str:
