@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,6 +213,22 @@ def test_a_pinned_incremental_keeps_its_chain() -> None:
     heads = a_month_of_blocks()
     plan = plan_retention(heads, RetentionPolicy(count=1), now=NOW, pinned=frozenset({heads[5].backup_id}))
     assert days_kept(plan) == [0, 3, 4, 5, *range(21, 28)]
+
+
+def test_a_merged_full_counts_as_one_of_its_time() -> None:
+    """What it was merged from goes as soon as it is enough; a window begins at it as at any Full."""
+    heads = a_month_of_blocks()[:4]
+    newest = heads[-1]
+    merged_id = new_backup_id(START, Level.FULL, newest=newest.backup_id)
+    merged = msgspec.structs.replace(newest, backup_id=merged_id, level=Level.FULL, base="", files_from=merged_id)
+    heads.append(merged)
+    heads.append(made(40, Level.INCREMENTAL, heads, mode="pitr_block"))
+    assert heads[-1].base == merged_id
+    now = START + 41 * DAY
+    of_both = [merged_id, heads[-1].backup_id]
+    assert plan_retention(heads, RetentionPolicy(count=1), now=now).kept == of_both
+    assert plan_retention(heads, RetentionPolicy(window=20 * DAY), now=now).kept == of_both
+    assert plan_retention(heads, RetentionPolicy(count=2), now=now).deleted == []
 
 
 def test_damaged_backups_do_not_count() -> None:

@@ -173,6 +173,15 @@ def receive(
 
 
 @app.command()
+@with_options("merge")
+def merge(cluster: Cluster, json: Json = False, *, values: dict[str, Any]) -> None:
+    """Make a Full in the vault of a pitr_block chain, without the server."""
+    from pgkeep.cli.merge import run
+
+    run(open_call("merge", cluster, values), as_json=json)
+
+
+@app.command()
 @with_options("grants")
 def grants(
     role: Annotated[str, typer.Argument(metavar="ROLE", help="The role that takes the backups.")] = "pgkeep",

@@ -55,6 +55,8 @@ def _print_backup(backup: BackupInfo) -> None:
     head, tail = backup.head, backup.tail
     stop = head.stop_lsn or (head.wal.stop if head.wal is not None else "")
     notes = [f"based on {head.base}"] if head.base else []
+    if merged_from := head.details.get("merged_from"):
+        notes.append(f"merged from {', '.join(merged_from)}")
     if backup.is_pinned:
         notes.append("pinned")
     if head.is_damaged:
@@ -114,6 +116,7 @@ def _backup_document(backup: BackupInfo) -> dict[str, object]:
         "mode": head.mode,
         "level": head.level.word,
         "base": head.base,
+        "merged_from": head.details.get("merged_from", []),
         "references": head.references,
         "begin_time": head.begin_time,
         "end_time": head.end_time,

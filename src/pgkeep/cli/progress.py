@@ -63,9 +63,9 @@ class Meter:
 class ProgressSink:
     """The vault's sink with a meter in front."""
 
-    def __init__(self, sink: VaultSink) -> None:
+    def __init__(self, sink: VaultSink, doing: str = "backing up") -> None:
         self._sink = sink
-        self._meter = Meter("backing up")
+        self._meter = Meter(doing)
 
     def __enter__(self) -> Self:
         self._sink.__enter__()

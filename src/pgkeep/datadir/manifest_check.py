@@ -13,7 +13,7 @@ from contextlib import closing
 
 from pgkeep.errors import BackupUnusable, FormatError
 from pgkeep.pg import data_directory as names
-from pgkeep.pg.backup_manifest import ManifestFile, ManifestReader
+from pgkeep.pg.backup_manifest import ManifestEnd, ManifestFile, ManifestReader
 from pgkeep.streams.item import Buffer
 
 _ROWS_PER_INSERT = 1_000
@@ -71,9 +71,9 @@ class ManifestCheck:
         with self._lock:
             self._database.executemany("INSERT OR REPLACE INTO named VALUES (?, ?, ?)", rows)
 
-    def compare(self, backup_id: str) -> None:
+    def compare(self, backup_id: str) -> ManifestEnd:
         """
-        Compare what came of *backup_id* with its manifest.
+        Compare what came of *backup_id* with its manifest; return what that says as a whole.
 
         Raises:
             BackupUnusable: There is no manifest, it is damaged, or something is missing or different.
@@ -81,7 +81,7 @@ class ManifestCheck:
         if not self._has_manifest:
             raise BackupUnusable(f"the manifest of backup {backup_id} did not come with its files", hint=_HINT)
         try:
-            self._reader.finish()
+            end = self._reader.finish()
         except FormatError as error:
             raise BackupUnusable(f"the manifest of backup {backup_id}: {error.message}", hint=_HINT) from error
         with self._lock:
@@ -96,6 +96,7 @@ class ManifestCheck:
             if size != named_size:
                 raise BackupUnusable(f"{what}: {size} bytes, expected {named_size}", hint=_HINT)
             raise BackupUnusable(f"{what}: CRC-32C {crc:08x}, expected {named_crc:08x}", hint=_HINT)
+        return end
 
     def paths(self) -> Iterator[str]:
         """Yield the path of everything that came, in order."""

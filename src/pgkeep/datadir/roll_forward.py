@@ -31,8 +31,8 @@ from pgkeep.datadir.target import Target
 from pgkeep.datadir.unlisted import remove_unlisted
 from pgkeep.errors import BackupUnusable, FormatError
 from pgkeep.pg.crc32c import crc32c
-from pgkeep.pg.data_directory import BACKUP_MANIFEST, page_file
-from pgkeep.pg.incremental_file import IncrementalHeader, is_incremental, parse_header, relation_path
+from pgkeep.pg.data_directory import BACKUP_MANIFEST
+from pgkeep.pg.incremental_file import IncrementalHeader, is_increment, parse_header, relation_path
 from pgkeep.streams.item import Buffer, DetachedItem, ItemHeader, ItemKind, StreamedItem, content_of
 
 Applied = Callable[[str], object]
@@ -210,12 +210,8 @@ class RollForward(LayDown):
         return super()._place(header)
 
     def _is_increment(self, path: str) -> bool:
-        # In a Full the name means nothing, nor in directories where no relations are: anybody may call a file so.
-        return (
-            self._backup_id != self._chain[0]
-            and is_incremental(path)
-            and page_file(relation_path(path.removeprefix(f"{self._prefix}pgdata/"))) is not None
-        )
+        # In a Full the name means nothing: anybody may call a file so.
+        return self._backup_id != self._chain[0] and is_increment(path.removeprefix(self._prefix))
 
     def _is_dropped(self, inside: str) -> bool:
         """Tell whether *inside* is in a tablespace that the newest backup does not have any more."""

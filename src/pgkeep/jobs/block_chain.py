@@ -13,13 +13,14 @@ MODE = "pitr_block"
 _HINT = "restore an older backup, whose chain is whole; and make a Full"
 
 
-def chain_of(base: RecordHead, heads: Iterable[RecordHead]) -> tuple[RecordHead, ...]:
+def chain_of(base: RecordHead, heads: Iterable[RecordHead], *, verb: str = "restored") -> tuple[RecordHead, ...]:
     """
     Return what *base* is restored from, the Full first and *base* last; nothing for a mode without chains.
 
     Args:
         base: The backup that is restored.
         heads: Of every backup at hand.
+        verb: What is to be done with it, for messages.
 
     Raises:
         RestoreRefused: A member is missing, or is not the one that the next was built on.
@@ -32,7 +33,7 @@ def chain_of(base: RecordHead, heads: Iterable[RecordHead]) -> tuple[RecordHead,
         newer, older = chain[0], known.get(chain[0].base)
         if older is None:
             raise RestoreRefused(
-                f"backup {base.backup_id} cannot be restored: backup {newer.backup_id} builds on backup {newer.base}, "
+                f"backup {base.backup_id} cannot be {verb}: backup {newer.backup_id} builds on backup {newer.base}, "
                 "which is not there",
                 hint=_HINT,
             )

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pgkeep.errors import FormatError
-from pgkeep.pg.data_directory import DEFAULT_BLOCK_SIZE, RELATION_SEGMENT_BYTES
+from pgkeep.pg.data_directory import DEFAULT_BLOCK_SIZE, RELATION_SEGMENT_BYTES, page_file
 
 MAGIC = 0xD3AE1F0D
 NAME_PREFIX = "INCREMENTAL."
@@ -112,6 +112,12 @@ class IncrementalHeader:
 def is_incremental(path: str) -> bool:
     """Tell whether the file at *path* holds changed blocks and not the file itself."""
     return path.rpartition("/")[2].startswith(NAME_PREFIX)
+
+
+def is_increment(inside: str) -> bool:
+    """Tell whether the file at *inside*, ``pgdata/…`` or ``tblspc/…``, is named and placed as an increment is."""
+    # In directories where no relations are, anybody may call a file so.
+    return is_incremental(inside) and page_file(relation_path(inside.removeprefix("pgdata/"))) is not None
 
 
 def relation_path(path: str) -> str:

@@ -22,6 +22,7 @@ VERBS = (
     "info",
     "verify",
     "expire",
+    "merge",
     "receive",
     "archive-push",
     "archive-get",

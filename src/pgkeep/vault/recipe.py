@@ -42,6 +42,7 @@ def _title(head: RecordHead) -> str:
         ("cluster", head.cluster),
         ("mode and level", f"{head.mode}, {head.level.word}"),
         ("builds on", head.base),
+        ("merged from", ", ".join(head.details.get("merged_from", ()))),
         ("files in", head.files_from if head.files_from != head.backup_id else ""),
         ("content also in", ", ".join(head.references)),
         ("PostgreSQL", head.server_version_text or (str(head.server_version) if head.server_version else "")),

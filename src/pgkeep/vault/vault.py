@@ -223,7 +223,7 @@ class ClusterVault:
         return Lock(self.directory, CLUSTER_LOCK, shared=shared, verb=verb, wait_seconds=wait_seconds)
 
     @contextlib.contextmanager
-    def lock_for_backup(self, *, wait_seconds: float = 0.0) -> Iterator[list[Lock]]:
+    def lock_for_backup(self, *, verb: str = "backup", wait_seconds: float = 0.0) -> Iterator[list[Lock]]:
         """
         Hold what a job that makes a backup holds, from before it chooses the base and the id; yield the locks.
 
@@ -233,8 +233,8 @@ class ClusterVault:
         """
         locks: list[Lock] = []
         try:
-            locks.append(Lock(self.directory, CLUSTER_LOCK, shared=True, verb="backup", wait_seconds=wait_seconds))
-            locks.append(Lock(self.directory, BACKUP_LOCK, shared=False, verb="backup", wait_seconds=wait_seconds))
+            locks.append(Lock(self.directory, CLUSTER_LOCK, shared=True, verb=verb, wait_seconds=wait_seconds))
+            locks.append(Lock(self.directory, BACKUP_LOCK, shared=False, verb=verb, wait_seconds=wait_seconds))
             yield locks
         finally:
             while locks:

@@ -453,7 +453,7 @@ PARAMETERS = (
         pattern=r"[0-9]{8}T[0-9]{6}Z-[FDI](-[0-9]{1,4})?",
         pattern_text="a backup id such as 20261120T204800Z-F",
         places=Place.CLI,
-        verbs=("restore", "verify", "info"),
+        verbs=("restore", "verify", "info", "merge"),
         example="20261120T204800Z-F",
         help="The backup to use, as `pgkeep info` names it. Inside Bacula the restored jobs decide.",
     ),

@@ -22,6 +22,7 @@ PARAMETERS = (
             "info",
             "verify",
             "expire",
+            "merge",
             "receive",
             "archive-push",
             "archive-get",
@@ -37,7 +38,7 @@ PARAMETERS = (
         minimum=1,
         maximum=19,
         places=_SHELL,
-        verbs=("backup", "archive-push", "receive"),
+        verbs=("backup", "merge", "archive-push", "receive"),
         example="3",
         help="How hard the vault compresses. Level 3 costs 1.7 times the processor time of level 1 and saves nothing "
         "on table data.",
