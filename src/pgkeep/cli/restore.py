@@ -57,6 +57,7 @@ def _restore_cluster(
     call: Call, cluster: ClusterVault, heads: list[RecordHead], audit: AuditFile, now: dt.datetime, *, as_json: bool
 ) -> None:
     from pgkeep.jobs.block_chain import chain_of, expected_bytes
+    from pgkeep.jobs.combine import with_combining
     from pgkeep.jobs.old_wal import archive_old_wal
     from pgkeep.jobs.recovery_plan import plan_recovery
     from pgkeep.jobs.restore import restore
@@ -80,6 +81,7 @@ def _restore_cluster(
         is_wiped=settings.flag("wipe_pgdata"),
         backup_id=settings.text("backup_id") or "",
         standby_of=standby.where if standby is not None else "",
+        combine=settings.get("combine"),
     )
     place = settings.text("pgdata_dir") or (heads[-1].data_directory if heads else "")
     unfinished = unfinished_restore(Path(place), asked) if place else None
@@ -138,6 +140,9 @@ def _restore_cluster(
             audit=audit,
             say=audit.say,
             warn=audit.warn,
+        )
+        request = with_combining(
+            request, settings.get("combine"), chain_bytes=sum(m.tail.bytes for m in stored.members)
         )
         prepared = prepare(request, now=now)
         if settings.flag("dry_run_restore"):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from pgkeep.datadir.lay_down import LaidDown, LayDown
+from pgkeep.datadir.staging import remove_staging
 from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import PgkeepError
 from pgkeep.jobs.amount import size_text
@@ -33,6 +34,9 @@ from pgkeep.jobs.restore_state import RestoreState
 from pgkeep.jobs.topology import stage_scripts
 from pgkeep.streams.item import DetachedItem, ItemHeader, StreamedItem
 from pgkeep.streams.record import RecordHead
+
+if TYPE_CHECKING:
+    from pgkeep.datadir.combined import CombinedLayDown
 
 
 class Supply(Protocol):
@@ -172,6 +176,7 @@ def _lay_down(
     if not prepared.applied:
         with write_errors(f"begin in {prepared.target.data_directory}"):
             prepared.target.begin()
+    remove_staging(prepared.target.data_directory)
     heads: list[RecordHead] = []
 
     def settle() -> None:
@@ -190,7 +195,7 @@ def _lay_down(
     return prepared, laid
 
 
-def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> LayDown:
+def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> LayDown | CombinedLayDown:
     request = prepared.request
     root, note = str(request.base.details["root"]), ledger.note if ledger is not None else None
 
@@ -203,7 +208,20 @@ def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> 
         return LayDown(
             prepared.target, root=root, workers=request.workers, expected_bytes=request.expected_bytes, note=note
         )
-    # It brings numpy, which other restores do without.
+    # They bring numpy, which other restores do without.
+    if request.combine is not None:
+        from pgkeep.datadir.combined import CombinedLayDown
+        from pgkeep.jobs.combine import combine_with
+
+        return CombinedLayDown(
+            prepared.target,
+            root=root,
+            chain=request.chain,
+            workers=request.workers,
+            expected_bytes=request.expected_bytes,
+            combine=combine_with(request.combine, request.say),
+            applied=lambda _: None,
+        )
     from pgkeep.datadir.roll_forward import RollForward
 
     return RollForward(

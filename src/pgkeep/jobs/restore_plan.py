@@ -58,7 +58,9 @@ class PreparedRestore:
             state = request.unfinished
             yield f"goes on with the restore {state.restore_id}, of which phase {state.phases_done} is done"
         yield f"backup: {base.backup_id} ({base.level.word}, PostgreSQL {base.server_version_text}, {base.transport})"
-        if len(request.chain) > 1:
+        if request.combine is not None:
+            yield f"  combined by {request.combine}: {', '.join(request.chain)}"
+        elif len(request.chain) > 1:
             yield f"  rolled forward in place: {', '.join(request.chain)}"
         elif base.base:
             yield f"  unchanged files come from {base.base}"

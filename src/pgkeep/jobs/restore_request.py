@@ -28,6 +28,7 @@ class RestoreRequest:
         tail: Of the base's record.
         chain: Ids of the backups whose files are rolled forward, the Full first and the base last; empty for a base
             that holds every file itself.
+        combine: The program that makes one backup of a chain; None to roll it forward in place.
         expected_bytes: What is restored needs this much room.
         data_directory: Where to; absolute.
         tablespaces: OID to absolute directory, for those that do not go where they were.
@@ -58,6 +59,7 @@ class RestoreRequest:
     recovery: RecoveryPlan
     tail: RecordTail
     chain: tuple[str, ...] = ()
+    combine: Path | None = None
     expected_bytes: int
     data_directory: Path
     tablespaces: dict[int, Path] = field(default_factory=dict)

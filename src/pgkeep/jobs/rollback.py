@@ -16,6 +16,7 @@ from pgkeep.datadir.owner import refuse_foreign_links
 from pgkeep.datadir.postmaster import read_control_file, running_postmaster
 from pgkeep.datadir.service import stop_server
 from pgkeep.datadir.service_search import find_service
+from pgkeep.datadir.staging import remove_staging
 from pgkeep.datadir.target import MARKER, kept_names
 from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import RestoreRefused
@@ -72,6 +73,7 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
             shutil.rmtree(place, ignore_errors=True)
         if state.private_wal:
             remove_private_wal(Path(state.private_wal))
+        remove_staging(state.directory)
         if state.access:
             PrivateAccess(Path(state.access)).remove()
         directory.remove()

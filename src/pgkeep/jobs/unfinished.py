@@ -25,6 +25,7 @@ def asked_for(
     is_wiped: bool,
     backup_id: str,
     standby_of: str = "",
+    combine: str = "in_place",
 ) -> dict[str, Any]:
     """Return what a restore was asked for, so that a second run of the same one is known."""
     return {
@@ -36,6 +37,8 @@ def asked_for(
         "wipe": is_wiped,
         "backup": backup_id,
         "standby": standby_of,
+        # Where it is not the default: states of earlier versions know nothing of it.
+        **({"combine": combine} if combine != "in_place" else {}),
     }
 
 
@@ -59,9 +62,9 @@ def unfinished_restore(data_directory: Path, asked: Mapping[str, Any]) -> Restor
     if not _is_at_stake(state):
         return None
     other = ", ".join(
-        f"{name} {state.asked.get(name)!r}, now {asked[name]!r}"
-        for name in asked
-        if state.asked.get(name) != asked[name]
+        f"{name} {state.asked.get(name)!r}, now {asked.get(name)!r}"
+        for name in {**asked, **state.asked}
+        if state.asked.get(name) != asked.get(name)
     )
     raise RestoreRefused(
         f"a restore of backup {state.backup_id} into {data_directory} stopped behind phase {state.phases_done} "

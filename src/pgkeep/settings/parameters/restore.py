@@ -458,6 +458,20 @@ PARAMETERS = (
         help="The backup to use, as `pgkeep info` names it. Inside Bacula the restored jobs decide.",
     ),
     Parameter(
+        name="combine",
+        kind=Kind.CHOICE,
+        group=Group.RESTORE,
+        default="in_place",
+        choices=("in_place", "pg_combinebackup"),
+        modes=("pitr_block",),
+        places=Place.CLI,
+        verbs=_RESTORE,
+        example="pg_combinebackup",
+        help="How the backups of a chain become one. `in_place` writes each backup's blocks into the files that are "
+        "there; `pg_combinebackup` lays the backups down beside the data directory and runs the server's own program, "
+        "which needs room for all of them and for the cluster twice. Not inside Bacula.",
+    ),
+    Parameter(
         name="output_dir",
         kind=Kind.PATH,
         group=Group.RESTORE,
