@@ -28,6 +28,7 @@ from pgkeep.pg.crc32c import crc32c
 from pgkeep.pg.data_directory import (
     BACKUP_LABEL,
     BACKUP_MANIFEST,
+    DEFAULT_BLOCK_SIZE,
     TABLESPACE_MAP,
     TABLESPACES,
     WAL_DIRECTORY,
@@ -35,7 +36,7 @@ from pgkeep.pg.data_directory import (
 )
 from pgkeep.pg.incremental_file import SEGMENT_BLOCKS, incremental_path, is_increment, relation_path
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
-from pgkeep.pg.page import DEFAULT_BLOCK_SIZE, check_pages
+from pgkeep.pg.page import check_pages
 from pgkeep.pg.wal import WalSegment
 from pgkeep.streams.item import CHUNK_BYTES, Buffer, BytesItem, Item, ItemHeader, ItemKind, ItemRole
 from pgkeep.streams.record import FileEntry, Level, RecordHead, WalRange

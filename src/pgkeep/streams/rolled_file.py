@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from pgkeep.errors import FormatError
 from pgkeep.pg.crc32c import crc32c
+from pgkeep.pg.data_directory import DEFAULT_BLOCK_SIZE
 from pgkeep.pg.incremental_file import MAX_HEADER_BYTES, parse_header
-from pgkeep.pg.page import DEFAULT_BLOCK_SIZE
 from pgkeep.streams.item import CHUNK_BYTES, EXTENT_BYTES, Buffer, DetachedItem
 
 _BLOCKS_PER_CHUNK = CHUNK_BYTES // DEFAULT_BLOCK_SIZE
