@@ -119,7 +119,7 @@ class Client:
                 with contextlib.suppress(OSError):
                     command = (entry / "cmdline").read_bytes()
                     if (
-                        b"pgkeep.jobs.archive_service" in command
+                        b"pgkeep.jobs.archive.service" in command
                         and f"--archive={self.archive.root}\0".encode() in command
                     ):
                         pids.append(int(entry.name))

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from pgkeep.errors import PgkeepError
-from pgkeep.jobs.archive_get import ABSENT, ABSENT_FOR_CLIENT, archive_get, failure_status
-from pgkeep.jobs.archive_push import DEFAULT_AHEAD, archive_push
-from pgkeep.jobs.archive_service import service_command
-from pgkeep.jobs.archive_socket import start_service
-from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.jobs.archive.get import ABSENT, ABSENT_FOR_CLIENT, archive_get, failure_status
+from pgkeep.jobs.archive.push import DEFAULT_AHEAD, archive_push
+from pgkeep.jobs.archive.service import service_command
+from pgkeep.jobs.archive.service_socket import start_service
+from pgkeep.jobs.archive.wal_plan import WalPlan
 from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.vault.wal_archive import WalArchive
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgkeep.errors import FormatError
-from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.jobs.archive.wal_plan import WalPlan
 from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.wire.archive_packets import (
     REQUEST_HEAD_BYTES,

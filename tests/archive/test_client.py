@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.jobs.archive.wal_plan import WalPlan
 from pgkeep.wire.archive_packets import Answer, Result
 from tests.archive.client import ROOT, Client, build_client, wait_until
 from tests.archive.made_wal import MIB, SYSTEM, all_files, made_archive, segment_at, stored_path, wal_of

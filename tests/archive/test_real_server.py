@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.jobs.archive_service import ArchiveService
-from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.jobs.archive.service import ArchiveService
+from pgkeep.jobs.archive.wal_plan import WalPlan
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.wal import WalSegment
 from pgkeep.vault import wal_holdings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.jobs.readiness import notify
+from pgkeep.jobs.receiving.readiness import notify
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])

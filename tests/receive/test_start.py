@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pgkeep.errors import ArchiveError, PgkeepError, ServerError
-from pgkeep.jobs.receive_start import Held, Resume, check_not_behind, resume_after
+from pgkeep.jobs.receiving.start import Held, Resume, check_not_behind, resume_after
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.timeline import TimelineFork, TimelineHistory
 from pgkeep.pg.wal import WalSegment

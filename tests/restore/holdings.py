@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
-from pgkeep.jobs.recovery_plan import RecoveryPlan, plan_recovery
+from pgkeep.jobs.recovery.plan import RecoveryPlan, plan_recovery
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.pg.timeline import TimelineFork, TimelineHistory

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.jobs.restored_checks import FAILED_HINT
+from pgkeep.jobs.restoring.restored_checks import FAILED_HINT
 from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user

@@ -13,8 +13,8 @@ import pytest
 
 from pgkeep.datadir.owner import Owner
 from pgkeep.errors import PgkeepError
-from pgkeep.jobs.clear_away import link_wal
-from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.restoring.clear_away import link_wal
+from pgkeep.jobs.restoring.state import RestoreState
 from tests.lab.cluster import free_port
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user

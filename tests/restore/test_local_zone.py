@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgkeep.jobs.restore_settings import zone_named
+from pgkeep.jobs.restoring.settings import zone_named
 from tests.restore.keeper import Keeper
 
 

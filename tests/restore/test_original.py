@@ -8,8 +8,8 @@ import pytest
 
 from pgkeep.datadir.target import Target
 from pgkeep.errors import RestoreRefused
-from pgkeep.jobs.original_cluster import OriginalCluster
-from pgkeep.jobs.restore_plan import check_clear_of
+from pgkeep.jobs.restoring.original_cluster import OriginalCluster
+from pgkeep.jobs.restoring.plan import check_clear_of
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper

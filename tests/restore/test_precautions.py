@@ -14,11 +14,11 @@ from typing import Any, cast
 import pytest
 
 from pgkeep.errors import RestoreRefused
-from pgkeep.jobs.old_directories import remove_old
-from pgkeep.jobs.recovery_config import wal_plan
-from pgkeep.jobs.restore_request import RestoreRequest
-from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.jobs.set_aside import Aside, move_all
+from pgkeep.jobs.restoring.old_directories import remove_old
+from pgkeep.jobs.restoring.recovery_config import wal_plan
+from pgkeep.jobs.restoring.request import RestoreRequest
+from pgkeep.jobs.restoring.set_aside import Aside, move_all
+from pgkeep.jobs.restoring.state import RestoreState
 from tests.restore.holdings import Holdings, fork, head, lsn, plan
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pgkeep.errors import RecoveryFailed, ServerError
-from pgkeep.jobs.replay import ReplayEnd, check_pause, check_reached_end, is_lasting
+from pgkeep.jobs.restoring.replay import ReplayEnd, check_pause, check_reached_end, is_lasting
 from pgkeep.pg.lsn import Timeline
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction, TargetKind
 from tests.restore.holdings import SEGMENT, lsn

@@ -7,9 +7,9 @@ import re
 
 from pgkeep.datadir.instance import Instance, PrivateAccess
 from pgkeep.datadir.owner import Owner
-from pgkeep.jobs.fence import Fence
-from pgkeep.jobs.replay import watch_replay
-from pgkeep.jobs.replay_progress import ReplayProgress
+from pgkeep.jobs.restoring.fence import Fence
+from pgkeep.jobs.restoring.replay import watch_replay
+from pgkeep.jobs.restoring.replay_progress import ReplayProgress
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget
 from tests.lab.cluster import SUPERUSER

@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from pgkeep.jobs.replication_choice import replication_at
+from pgkeep.jobs.recovery.replication_choice import replication_at
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from pgkeep.pg.replication_state import ReplicationState

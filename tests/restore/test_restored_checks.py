@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pgkeep.errors import CheckFailed, PgkeepError, RestoreRefused
-from pgkeep.jobs.restored_checks import FAILED_HINT, WantedChecks, check_behind_fence, check_stopped
+from pgkeep.jobs.restoring.restored_checks import FAILED_HINT, WantedChecks, check_behind_fence, check_stopped
 from pgkeep.server import queries
 from pgkeep.server.connection import ConnectionTarget, Server
 from tests.lab.cluster import SUPERUSER, Cluster, MakeCluster

@@ -13,11 +13,11 @@ import pytest
 from pgkeep.datadir.owner import Owner, refuse_foreign_links
 from pgkeep.datadir.target import Target
 from pgkeep.errors import RestoreRefused
-from pgkeep.jobs.audit_file import AuditFile
-from pgkeep.jobs.clear_away import link_wal
-from pgkeep.jobs.restore_directory import RestoreDirectory
-from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.jobs.set_aside import directories_in_the_way
+from pgkeep.jobs.restoring.audit_file import AuditFile
+from pgkeep.jobs.restoring.clear_away import link_wal
+from pgkeep.jobs.restoring.directory import RestoreDirectory
+from pgkeep.jobs.restoring.set_aside import directories_in_the_way
+from pgkeep.jobs.restoring.state import RestoreState
 from tests.lab.server_user import server_user
 
 

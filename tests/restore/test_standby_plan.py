@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from pgkeep.errors import RestoreRefused, UsageError
-from pgkeep.jobs.standby_plan import StandbyPlan, plan_standby_recovery
-from pgkeep.jobs.wal_plan import WalPlan
+from pgkeep.jobs.archive.wal_plan import WalPlan
+from pgkeep.jobs.recovery.standby_plan import StandbyPlan, plan_standby_recovery
 from pgkeep.pg.lsn import SystemIdentifier, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.server.primary import Primary, primary_place

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pgkeep.jobs.restore_directory import RestoreDirectory, RestoreRun
-from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.jobs.topology import restore_topology
+from pgkeep.jobs.restoring.directory import RestoreDirectory, RestoreRun
+from pgkeep.jobs.restoring.state import RestoreState
+from pgkeep.jobs.restoring.topology import restore_topology
 from pgkeep.server.connection import ConnectionTarget, Server
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.restore.conftest import MakeKeeper

@@ -36,11 +36,11 @@ from pgkeep.errors import (
     UsageError,
     WireError,
 )
-from pgkeep.jobs.restore_settings import audit_file, check_allowed
-from pgkeep.jobs.selection import PartialSelection, Selection
-from pgkeep.jobs.stream_restore import ArrivingItem, restore_stream
-from pgkeep.jobs.stream_restore_files import restore_files
-from pgkeep.jobs.stream_restore_plan import prepare_stream
+from pgkeep.jobs.restoring.settings import audit_file, check_allowed
+from pgkeep.jobs.streamed.files import restore_files
+from pgkeep.jobs.streamed.plan import prepare_stream
+from pgkeep.jobs.streamed.restore import ArrivingItem, restore_stream
+from pgkeep.jobs.streamed.selection import PartialSelection, Selection
 from pgkeep.settings import Rank, Resolved
 from pgkeep.streams.record import RecordHead, RecordTail
 from pgkeep.wire.packet import PacketKind
@@ -249,7 +249,7 @@ class _Restore:
     def _prepare_dump(self) -> Work:
         if self._where.place is not None or self._session.job.regex_where:
             return self._prepare_files("")
-        from pgkeep.jobs.stream_restore_dump import prepare_dump
+        from pgkeep.jobs.streamed.dump import prepare_dump
 
         plan = prepare_dump(
             self._heads, self._selection, root=self._root, settings=self._settings, warn=self._channel.warn

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 from pgkeep.bacula.channel import Channel
 from pgkeep.errors import FormatError, WireError
-from pgkeep.jobs.stream_restore import ItemFailed
+from pgkeep.jobs.streamed.restore import ItemFailed
 from pgkeep.streams.item import UNKNOWN_SIZE, Buffer, ItemHeader, ItemKind
 from pgkeep.wire.file_item import FileKind, FileStatus, parse_stat, parse_times
 from pgkeep.wire.packet import Packet, PacketKind
@@ -35,7 +35,7 @@ _KINDS = {
 
 
 class RestoredFile:
-    """One file of the stream; see ``jobs/stream_restore.py`` for the contract."""
+    """One file of the stream; see ``jobs/streamed/restore.py`` for the contract."""
 
     def __init__(self, stream: RestoreStream, header: ItemHeader, status: FileStatus) -> None:
         self.header = header

@@ -103,7 +103,7 @@ def _parse(verb: str, arguments: list[str]) -> _Call:
 
 
 def _push(call: _Call) -> int:
-    from pgkeep.jobs.archive_push import DEFAULT_AHEAD, archive_push
+    from pgkeep.jobs.archive.push import DEFAULT_AHEAD, archive_push
 
     archive = call.archive()
     level = call.settings.number("zstd_level")
@@ -115,8 +115,8 @@ def _push(call: _Call) -> int:
 
 
 def _get(call: _Call) -> int:
-    from pgkeep.jobs.archive_get import ABSENT, ABSENT_FOR_CLIENT, DELIVERED, archive_get
-    from pgkeep.jobs.wal_plan import WalPlan
+    from pgkeep.jobs.archive.get import ABSENT, ABSENT_FOR_CLIENT, DELIVERED, archive_get
+    from pgkeep.jobs.archive.wal_plan import WalPlan
 
     archive = call.archive()
     plan = WalPlan.read(call.plan_path) if call.plan_path is not None else None
@@ -135,8 +135,8 @@ def _start_service(call: _Call, archive: WalArchive) -> None:
     """Start the resident service that the small client looked for in vain; nothing depends on it."""
     if not call.client_socket:
         return
-    from pgkeep.jobs.archive_service import service_command
-    from pgkeep.jobs.archive_socket import start_service
+    from pgkeep.jobs.archive.service import service_command
+    from pgkeep.jobs.archive.service_socket import start_service
 
     socket_path = Path(call.client_socket)
     command = service_command(

@@ -12,7 +12,7 @@ from pgkeep.errors import UsageError
 def run(call: Call, *, as_json: bool) -> None:
     """Do what is left of a restore."""
     from pgkeep.jobs.finish import finish, known_restore
-    from pgkeep.jobs.restore_settings import audit_file, check_allowed, restore_options
+    from pgkeep.jobs.restoring.settings import audit_file, check_allowed, restore_options
     from pgkeep.server.tools import toolbox_for_server
 
     check_allowed(call.settings)

@@ -15,9 +15,9 @@ from types import FrameType
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import fail, say, warn
 from pgkeep.errors import PgkeepError, UsageError
-from pgkeep.jobs.readiness import notify
-from pgkeep.jobs.receive_service import ReceiveRequest, ReceiveService
-from pgkeep.jobs.receive_source import SourceOptions
+from pgkeep.jobs.receiving.readiness import notify
+from pgkeep.jobs.receiving.service import ReceiveRequest, ReceiveService
+from pgkeep.jobs.receiving.source import SourceOptions
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _MOST_NAME_BYTES = 63

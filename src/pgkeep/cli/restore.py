@@ -12,7 +12,7 @@ from pgkeep.cli.door import Call
 from pgkeep.cli.output import print_json, print_line, say, warn
 from pgkeep.cli.progress import Meter
 from pgkeep.errors import RestoreRefused, UsageError
-from pgkeep.jobs.restore_settings import audit_file, check_allowed
+from pgkeep.jobs.restoring.settings import audit_file, check_allowed
 from pgkeep.modes import MODES
 from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.item import DetachedItem, StreamedItem
@@ -20,7 +20,7 @@ from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
 
 if TYPE_CHECKING:
-    from pgkeep.jobs.audit_file import AuditFile
+    from pgkeep.jobs.restoring.audit_file import AuditFile
 
 DUMP_SETTINGS = ("target_database", "target_table", "new_database", "output_dir", "restore_globals")
 
@@ -56,16 +56,16 @@ def restore_cluster(call: Call, cluster: ClusterVault, heads: list[RecordHead], 
 def _restore_cluster(
     call: Call, cluster: ClusterVault, heads: list[RecordHead], audit: AuditFile, now: dt.datetime, *, as_json: bool
 ) -> None:
-    from pgkeep.jobs.block_chain import chain_of, expected_bytes
-    from pgkeep.jobs.combine import with_combining
-    from pgkeep.jobs.old_wal import archive_old_wal
-    from pgkeep.jobs.recovery_plan import plan_recovery
+    from pgkeep.jobs.recovery.block_chain import chain_of, expected_bytes
+    from pgkeep.jobs.recovery.plan import plan_recovery
+    from pgkeep.jobs.recovery.standby_plan import plan_standby_recovery, standby_plan
     from pgkeep.jobs.restore import restore
-    from pgkeep.jobs.restore_plan import prepare
-    from pgkeep.jobs.restore_request import RestoreRequest
-    from pgkeep.jobs.restore_settings import recovery_target, restore_options, tablespace_places
-    from pgkeep.jobs.standby_plan import plan_standby_recovery, standby_plan
-    from pgkeep.jobs.unfinished import asked_for, unfinished_restore
+    from pgkeep.jobs.restoring.combine import with_combining
+    from pgkeep.jobs.restoring.old_wal import archive_old_wal
+    from pgkeep.jobs.restoring.plan import prepare
+    from pgkeep.jobs.restoring.request import RestoreRequest
+    from pgkeep.jobs.restoring.settings import recovery_target, restore_options, tablespace_places
+    from pgkeep.jobs.restoring.unfinished import asked_for, unfinished_restore
     from pgkeep.pg.lsn import Lsn
     from pgkeep.server.tools import toolbox_for_server
     from pgkeep.vault.stored_chain import StoredChain

@@ -10,7 +10,7 @@ from pgkeep.cli.output import print_json, say, warn
 def run(call: Call, *, is_discarded: bool, as_json: bool) -> None:
     """Undo a restore."""
     from pgkeep.jobs.finish import known_restore
-    from pgkeep.jobs.restore_settings import audit_file
+    from pgkeep.jobs.restoring.settings import audit_file
     from pgkeep.jobs.rollback import rollback
 
     data_directory = restored_directory(call)

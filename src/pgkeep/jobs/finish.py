@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pgkeep.errors import RestoreRefused
-from pgkeep.jobs.audit_file import AuditFile
-from pgkeep.jobs.fenced_server import Voice
-from pgkeep.jobs.phase_log import PHASES
-from pgkeep.jobs.replay import ReplayEnd
-from pgkeep.jobs.restore_directory import RestoreDirectory, RestoreRun
-from pgkeep.jobs.restore_phases import run_phases
-from pgkeep.jobs.restore_state import RestoreState
+from pgkeep.jobs.restoring.audit_file import AuditFile
+from pgkeep.jobs.restoring.directory import RestoreDirectory, RestoreRun
+from pgkeep.jobs.restoring.fenced_server import Voice
+from pgkeep.jobs.restoring.phase_log import PHASES
+from pgkeep.jobs.restoring.phases import run_phases
+from pgkeep.jobs.restoring.replay import ReplayEnd
+from pgkeep.jobs.restoring.state import RestoreState
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 
 from pgkeep.errors import BackupUnusable
-from pgkeep.jobs.recovery_history import held_along
+from pgkeep.jobs.recovery.history import held_along
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead, RecordTail, WalRange

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from pgkeep.jobs.backup import RecordingSink
-from pgkeep.jobs.merge_chain import chain_to_merge, merged_id
-from pgkeep.jobs.merge_source import MergedSource
+from pgkeep.jobs.merging.chain import chain_to_merge, merged_id
+from pgkeep.jobs.merging.source import MergedSource
 from pgkeep.streams.record import RecordHead, RecordTail
 from pgkeep.vault.sink import VaultSink
 from pgkeep.vault.stored_chain import StoredChain

@@ -19,19 +19,19 @@ from pgkeep.datadir.staging import remove_staging
 from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import PgkeepError
 from pgkeep.jobs.amount import size_text
-from pgkeep.jobs.clear_away import check_clear, clear_away, is_begun, link_wal
-from pgkeep.jobs.fenced_server import Voice
-from pgkeep.jobs.old_directories import remove_old
-from pgkeep.jobs.old_server import start_old_server, stop_old_server
-from pgkeep.jobs.phase_log import PHASES, PhaseLog
-from pgkeep.jobs.planned_state import planned_state
-from pgkeep.jobs.recovery_plan import raised_minimums
-from pgkeep.jobs.replay import ReplayEnd
-from pgkeep.jobs.restore_directory import RestoreDirectory, RestoreRun
-from pgkeep.jobs.restore_phases import run_phases
-from pgkeep.jobs.restore_plan import PreparedRestore
-from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.jobs.topology import stage_scripts
+from pgkeep.jobs.recovery.plan import raised_minimums
+from pgkeep.jobs.restoring.clear_away import check_clear, clear_away, is_begun, link_wal
+from pgkeep.jobs.restoring.directory import RestoreDirectory, RestoreRun
+from pgkeep.jobs.restoring.fenced_server import Voice
+from pgkeep.jobs.restoring.old_directories import remove_old
+from pgkeep.jobs.restoring.old_server import start_old_server, stop_old_server
+from pgkeep.jobs.restoring.phase_log import PHASES, PhaseLog
+from pgkeep.jobs.restoring.phases import run_phases
+from pgkeep.jobs.restoring.plan import PreparedRestore
+from pgkeep.jobs.restoring.planned_state import planned_state
+from pgkeep.jobs.restoring.replay import ReplayEnd
+from pgkeep.jobs.restoring.state import RestoreState
+from pgkeep.jobs.restoring.topology import stage_scripts
 from pgkeep.streams.item import DetachedItem, ItemHeader, StreamedItem
 from pgkeep.streams.record import RecordHead
 
@@ -211,7 +211,7 @@ def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> 
     # They bring numpy, which other restores do without.
     if request.combine is not None:
         from pgkeep.datadir.combined import CombinedLayDown
-        from pgkeep.jobs.combine import combine_with
+        from pgkeep.jobs.restoring.combine import combine_with
 
         return CombinedLayDown(
             prepared.target,

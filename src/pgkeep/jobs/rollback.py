@@ -20,18 +20,18 @@ from pgkeep.datadir.staging import remove_staging
 from pgkeep.datadir.target import MARKER, kept_names
 from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import RestoreRefused
-from pgkeep.jobs.audit_file import AuditFile
-from pgkeep.jobs.clear_away import give_back
 from pgkeep.jobs.finish import known_restore
-from pgkeep.jobs.old_server import STOP_SECONDS, start_old_server
-from pgkeep.jobs.own_configuration import take_back_outside
-from pgkeep.jobs.phase_log import PHASES
-from pgkeep.jobs.private_wal import remove_private_wal
-from pgkeep.jobs.restore_directory import RestoreDirectory, RestoreRun
-from pgkeep.jobs.restore_state import RestoreState
-from pgkeep.jobs.set_aside import STAMP_LENGTH
-from pgkeep.jobs.unfinished import ran_by_hand
-from pgkeep.jobs.wipe import remove_contents
+from pgkeep.jobs.restoring.audit_file import AuditFile
+from pgkeep.jobs.restoring.clear_away import give_back
+from pgkeep.jobs.restoring.directory import RestoreDirectory, RestoreRun
+from pgkeep.jobs.restoring.old_server import STOP_SECONDS, start_old_server
+from pgkeep.jobs.restoring.own_configuration import take_back_outside
+from pgkeep.jobs.restoring.phase_log import PHASES
+from pgkeep.jobs.restoring.private_wal import remove_private_wal
+from pgkeep.jobs.restoring.set_aside import STAMP_LENGTH
+from pgkeep.jobs.restoring.state import RestoreState
+from pgkeep.jobs.restoring.unfinished import ran_by_hand
+from pgkeep.jobs.restoring.wipe import remove_contents
 from pgkeep.pg.data_directory import BACKUP_LABEL, CONTROL_FILE
 
 

@@ -1,0 +1,1 @@
+"""A Full made of a chain of increments, without the server."""

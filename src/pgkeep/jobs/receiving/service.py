@@ -1,0 +1,154 @@
+"""Receive the WAL of one cluster and ship it into the vault: two threads and the spool between them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgkeep.errors import PgkeepError
+from pgkeep.jobs.receiving.ears import Ears
+from pgkeep.jobs.receiving.receiver import Receiver
+from pgkeep.jobs.receiving.ship import Shipper
+from pgkeep.jobs.receiving.source import SourceOptions
+from pgkeep.spool.directory import Spool
+from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.wal_holes import WalHole, add_hole, read_holes
+
+_GOODBYE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveRequest:
+    """
+    What to receive, and where to.
+
+    Attributes:
+        cluster: In the vault.
+        options: Which server.
+        spool_dir: Directory of the cluster's spool.
+        spool_bytes: What the spool may take.
+        window_seconds: How often the segment that is being received is shipped.
+        compression_level: Of zstd, in the vault.
+    """
+
+    cluster: ClusterVault
+    options: SourceOptions
+    spool_dir: Path
+    spool_bytes: int
+    window_seconds: float
+    compression_level: int
+
+
+class ReceiveService:
+    """
+    The two threads of one cluster; ``stop`` and ``finish`` end them in order.
+
+    Args:
+        request: What to do.
+        say: Takes one line for the log; from any thread.
+        warn: Takes one warning; from any thread.
+        streams: Told, once or more, that the server streams.
+        ended: Told when receiving has ended, by itself or not.
+
+    Attributes:
+        failure: What ended the receiving, if not ``stop`` did.
+    """
+
+    def __init__(
+        self,
+        request: ReceiveRequest,
+        *,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        streams: Callable[[], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self.failure: BaseException | None = None
+        self._directory = request.cluster.directory
+        self._ended = ended
+        self._stop = threading.Event()
+        self._cancelled = threading.Event()
+        archive = request.cluster.archive
+        self._spool = Spool(
+            request.spool_dir,
+            system_identifier=archive.system_identifier,
+            segment_size=archive.segment_size,
+            max_bytes=request.spool_bytes,
+        )
+        ears = Ears(say=say, warn=warn, record_hole=self._record_hole, streams=streams, arrived=self._wake_shipper)
+        self._receiver = Receiver(
+            self._spool, archive, request.options, ears, stop=self._stop, cancelled=self._cancelled
+        )
+        self._shipper = Shipper(
+            self._spool,
+            archive,
+            self._receiver.durable,
+            window_seconds=request.window_seconds,
+            compression_level=request.compression_level,
+            say=say,
+            warn=warn,
+        )
+        self._receiving = threading.Thread(target=self._receive, name="wal-receive", daemon=True)
+        self._shipping = threading.Thread(target=self._ship, name="wal-ship", daemon=True)
+
+    def start(self) -> None:
+        """Start both threads."""
+        self._shipping.start()
+        self._receiving.start()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether one of the threads has ended, which they do by themselves only when they fail."""
+        return self.failure is not None or not self._receiving.is_alive()
+
+    def stop(self) -> None:
+        """Ask both threads to end."""
+        self._stop.set()
+        self._shipper.wake()
+
+    def finish(self) -> None:
+        """
+        Wait until both have ended, and ship what is left, the last segment as far as it was received.
+
+        Raises:
+            PgkeepError: What ended the receiving; or the vault did not take the rest, which the spool keeps.
+        """
+        self.stop()
+        self._receiving.join(_GOODBYE_SECONDS)
+        # A server that does not answer is left without a farewell.
+        self._cancelled.set()
+        self._receiving.join()
+        self._shipping.join()
+        try:
+            self._shipper.finish()
+        finally:
+            self._spool.close()
+        if self.failure is not None:
+            raise self.failure
+
+    def _receive(self) -> None:
+        try:
+            self._receiver.run()
+        except BaseException as error:  # noqa: BLE001 - raised by finish
+            self.failure = error
+        finally:
+            self._ended()
+
+    def _ship(self) -> None:
+        try:
+            self._shipper.run(self._stop)
+        except BaseException as error:  # noqa: BLE001 - raised by finish
+            self.failure = error
+            self._ended()
+
+    def _wake_shipper(self) -> None:
+        self._shipper.wake()
+
+    def _record_hole(self, hole: WalHole) -> None:
+        with contextlib.suppress(PgkeepError):
+            if any((held.start, held.stop) == (hole.start, hole.stop) for held in read_holes(self._directory)):
+                return
+        add_hole(self._directory, hole)

@@ -1,0 +1,1 @@
+"""The choice of a recovery: from which backup, along which WAL, to where. Nothing is touched."""

@@ -1,0 +1,99 @@
+"""The WAL that will arrive in a restore, as the choice of a recovery asks for it: from names, not from content."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+
+from pgkeep.errors import FormatError
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.pg.wal import WalSegment, is_segment_name
+from pgkeep.streams.record import RecordHead
+
+
+class PromisedWal:
+    """
+    Segments that a restore is to bring, and when each was read; see ``jobs/recovery/history.py``.
+
+    Args:
+        segment_size: Bytes.
+        heads: Records of the restored backups; they know the histories.
+    """
+
+    def __init__(self, segment_size: int, heads: Sequence[RecordHead]) -> None:
+        self._size = segment_size
+        self._heads = heads
+        self._segments: dict[Timeline, dict[int, dt.datetime]] = {}
+
+    @classmethod
+    def of_names(
+        cls, names: Iterable[tuple[str, dt.datetime]], *, segment_size: int, heads: Sequence[RecordHead]
+    ) -> PromisedWal:
+        """Return the WAL in a list of WAL files, each with the time at which it was read."""
+        promised = cls(segment_size, heads)
+        for name, moment in names:
+            if is_segment_name(name):
+                try:
+                    segment = WalSegment.parse(name, size=segment_size)
+                except FormatError:
+                    continue
+                promised._add(segment, moment)
+        return promised
+
+    @classmethod
+    def of_heads(cls, heads: Sequence[RecordHead], *, segment_size: int) -> PromisedWal:
+        """Return the WAL that *heads* say their backups carry."""
+        promised = cls(segment_size, heads)
+        for head in heads:
+            if head.wal is None or not head.wal.first_segment or head.wal.segment_size != segment_size:
+                continue
+            first = WalSegment.parse(head.wal.first_segment, size=segment_size)
+            moment = dt.datetime.fromisoformat(head.end_time or head.stop_time)
+            stop = Lsn.parse(head.wal.stop)
+            segments = _history(head).segments(
+                first.start_lsn, start_timeline=first.timeline, end=stop, size=segment_size
+            )
+            for segment in segments:
+                # A standby cannot end its last segment, so what it carries of that is not the whole.
+                if segment.end_lsn <= stop or not head.from_standby:
+                    promised._add(segment, moment)
+        return promised
+
+    def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
+        """Return the end of the WAL without a hole from the segment of *lsn* on; *lsn* when that is missing."""
+        held = self._segments.get(timeline, {})
+        number, end = lsn // self._size, lsn
+        while number in held:
+            number += 1
+            end = Lsn(number * self._size)
+        return end
+
+    def histories(self) -> list[TimelineHistory]:
+        """Return the history of every timeline that a record knows, and of timeline 1 when it has WAL."""
+        found = {Timeline(head.timeline): _history(head) for head in self._heads}
+        first = Timeline(1)
+        if first in self._segments:
+            found.setdefault(first, TimelineHistory.single(first))
+        return list(found.values())
+
+    def end_of(self, timeline: Timeline) -> Lsn | None:
+        """Return the end of the newest segment of *timeline*, holes or not; None when there is none."""
+        held = self._segments.get(timeline)
+        return Lsn((max(held) + 1) * self._size) if held else None
+
+    def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
+        """Return when the segment of *timeline* that ends at *end* was read; None when it is not there."""
+        if not end or end % self._size:
+            return None
+        return self._segments.get(timeline, {}).get(end // self._size - 1)
+
+    def _add(self, segment: WalSegment, moment: dt.datetime) -> None:
+        self._segments.setdefault(segment.timeline, {})[segment.number] = moment
+
+
+def _history(head: RecordHead) -> TimelineHistory:
+    timeline = Timeline(head.timeline)
+    if head.history:
+        return TimelineHistory.parse(head.history, timeline=timeline)
+    return TimelineHistory.single(timeline)
