@@ -43,11 +43,14 @@ def verify_wal_files(
 
 
 def find_missing_wal(archive: WalArchive, heads: Iterable[RecordHead], *, report: VerifyReport) -> None:
-    """Look for the WAL that each record says it carries."""
+    """Look for the WAL that each record says it carries, but for what only earlier backups need."""
     for head in heads:
         if head.wal is None or head.wal.start == head.wal.stop:
             continue
         start, stop = Lsn.parse(head.wal.start), Lsn.parse(head.wal.stop)
+        if head.has_files and head.start_lsn:
+            # What comes before goes with the backups that need it; while they are there, it shows as a hole.
+            start = max(start, Lsn.parse(head.start_lsn))
         named = segments_between(start, stop, timeline=Timeline(head.wal.timeline), size=archive.segment_size)
         # A range that crosses a switch has its older part under the names of older timelines.
         older = [timeline for timeline in timelines(archive) if timeline < head.wal.timeline]
