@@ -29,7 +29,7 @@ def test_every_acknowledged_commit_comes_back(make_keeper: MakeKeeper) -> None:
 
     PGKEEP_LEDGER_ROUNDS sets how often.
     """
-    keeper = make_keeper(settings=SETTINGS)
+    keeper = make_keeper(settings=SETTINGS, wal_segment_size_mb=1)
     cluster = keeper.cluster
     cluster.sql(SCHEMA)
     keeper.backup("full", "local")
@@ -52,7 +52,6 @@ def test_every_acknowledged_commit_comes_back(make_keeper: MakeKeeper) -> None:
             with Receiver(keeper) as after:
                 after.wait_for_line("warning: main: ")
                 after.stop()
-        restored = keeper.restore()
-        for done in rounds:
-            done.assert_in(restored.value)
-        restored.stop()
+    restored = keeper.restore()
+    for done in rounds:
+        done.assert_in(restored.value)

@@ -19,7 +19,7 @@ POINTS: list[Point] = [
 
 def test_a_killed_receiver_goes_on(make_keeper: MakeKeeper) -> None:
     """Killed at five points one after the other, it goes on where it was: the WAL has no gap, and all comes back."""
-    keeper = make_keeper(settings=SETTINGS)
+    keeper = make_keeper(settings=SETTINGS, wal_segment_size_mb=1)
     cluster, ledger = keeper.cluster, Ledger(keeper.cluster)
     keeper.backup("full", "local")
     said: list[str] = []

@@ -10,7 +10,7 @@ from tests.receive.receiver import SETTINGS, SLOT, Receiver
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
 
-SMALL = SETTINGS | {"max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0"}
+SMALL = SETTINGS | {"max_wal_size": "8MB", "min_wal_size": "2MB", "wal_keep_size": "0"}
 SEGMENT = 1 << 20
 
 
@@ -24,7 +24,7 @@ def lose_slot(cluster: Cluster) -> None:
     """Write WAL until the server has given up what its only slot should have kept."""
 
     def is_lost() -> bool:
-        write(cluster, 40)
+        write(cluster, 8)
         cluster.sql("CHECKPOINT")
         return bool(cluster.value("SELECT wal_status = 'lost' FROM pg_replication_slots"))
 
@@ -68,8 +68,16 @@ def test_lost_wal_that_was_archived_is_no_hole(make_keeper: MakeKeeper) -> None:
     with Receiver(keeper).wait_until_streaming() as receiver:
         receiver.wait_until_flushed()
         receiver.stop()
+    [held] = [name.removesuffix(".partial") for name in receiver.spooled()]
     lose_slot(cluster)
-    keeper.wait_until_archived()
+
+    def is_gone() -> bool:
+        # What waits for archiving stays, whatever the slot's bound.
+        keeper.wait_until_archived()
+        cluster.sql("CHECKPOINT")
+        return not cluster.sql("SELECT 1 FROM pg_ls_waldir() WHERE name = %s", [held])
+
+    wait_for(is_gone, f"the server has removed {held}", timeout_seconds=60)
     with Receiver(keeper) as receiver:
         receiver.wait_for_line("main: the vault has the WAL from ")
         mark = ledger.mark("last")
