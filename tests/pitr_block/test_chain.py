@@ -139,7 +139,9 @@ def test_full_alone_becomes_the_cluster_again(keeper: Keeper) -> None:
     backup_id = str(keeper.must("backup", *options, env={"TMPDIR": str(closed)}).report["backup_id"])
     names = {re.sub(r"\d+", "N", file.name) for file in (keeper.vault / keeper.name / "backups").glob("*/*")}
     assert names == {"RESTORE.md", "manifest.json.zst", "volume-N.tar.zst"}
-    keeper.must("verify")
+    report = keeper.must("verify", "--json").report
+    assert report["is_clean"]
+    assert report["pages_checked"] > 2000
     keeper.cluster.stop()
     follow_recipe(keeper, backup_id).assert_is_at(mark)
 
@@ -150,6 +152,8 @@ def test_a_page_that_is_bad_below_is_told_of_above(keeper: Keeper) -> None:
     flip(table, 3 * PAGE + 5000)
     full = backup(keeper, "full")
     assert full.report["damaged_pages"] == 1
+    verified = keeper.must("verify", "--json").report
+    assert (verified["is_clean"], verified["pages_known"]) == (True, 1)
     for _ in range(2):
         outcome = backup(keeper, "incremental")
         assert outcome.report["level"] == "Incremental"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 from blake3 import blake3
@@ -17,6 +18,9 @@ from pgkeep.vault.layout import volume_name
 from pgkeep.vault.stored_backup import StoredItem
 from pgkeep.vault.verify_report import Finding, VerifyReport
 from pgkeep.vault.volume import END_FRAME
+
+_IN_DATA_DIRECTORY = re.compile(r"/(?:pitr|pitr_block/[^/]+)/(?:pgdata|tblspc/[^/]+)/(.+)")
+"""A file of a base backup; increments have names of their own, and no pages at fixed places."""
 
 
 class VolumeCheck:
@@ -145,9 +149,6 @@ def _is_known(known: DamagedPages | None, block: int) -> bool:
 
 def _first_block(path: str, block_size: int) -> int | None:
     """Return the number of the first block of the file at virtual *path*; None when it has no pages."""
-    _, mode, inner = path.partition("/pitr/")
-    place, _, below = inner.partition("/")
-    if not mode or place not in ("pgdata", "tblspc"):
-        return None
-    relation = page_file(below if place == "pgdata" else below.partition("/")[2])
+    match = _IN_DATA_DIRECTORY.search(path)
+    relation = page_file(match[1]) if match else None
     return None if relation is None else relation.segment * (RELATION_SEGMENT_BYTES // block_size)
