@@ -440,12 +440,15 @@ class TestStream:
 
     def test_shutdown_ends_the_stream(self, busy: Cluster, busy_server: Server) -> None:
         """A server that shuts down ends the stream with an error, after the last byte of its WAL."""
+        # Without it the checkpoint of the shutdown may remove the segment that is being streamed.
+        busy.sql("SELECT pg_create_physical_replication_slot('kept', true)")
         with busy_server.replication() as replication:
             stream = WalStream(
                 replication,
                 start=queries.flushed_lsn(busy_server),
                 timeline=Timeline(1),
                 segment_size=MEBIBYTE,
+                slot="kept",
                 status_interval_seconds=0.05,
             )
             stopping = threading.Thread(target=busy.stop)

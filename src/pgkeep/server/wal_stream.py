@@ -98,6 +98,7 @@ class WalStream:
         self._idle = idle
         self._confirmed = Lsn(0)
         self._reported = Lsn(0)
+        self._unheard: ServerError | None = None
         self._status_at = 0.0
         self._heard_at = 0.0
         self._asked = False
@@ -152,6 +153,8 @@ class WalStream:
                 message = receive(idle=idle)
             except EndOfCopy:
                 return True
+            if message is None and self._unheard is not None:
+                raise self._unheard
             self._keep_alive(heard=message is not None)
             if message is None:
                 continue
@@ -216,7 +219,11 @@ class WalStream:
         now = time.time_ns() // 1000 - _EPOCH_MICROSECONDS
         # The last position, "applied", is for standbys that replay: zero says that there is none.
         message = _STATUS.pack(b"r", self.position, self._confirmed, 0, now, ask)
-        self._replication.copy_out_message(message)
+        try:
+            self._replication.copy_out_message(message)
+        except ServerError as error:
+            # A server that has ended the stream closes the line; what it said before is still to be read.
+            self._unheard = error
         self._status_at = time.monotonic()
         self._reported = self._confirmed
 
