@@ -120,8 +120,9 @@ def watch_replay(
 
     if target.action is TargetAction.SHUTDOWN and target.kind is not TargetKind.LATEST:
         shut_down = _wait_for_shutdown(instance, target, deadline, look)
-        say_consistent()
-        return shut_down
+        if shut_down is not None:
+            say_consistent()
+            return shut_down
     _wait_for(instance, {ServerStatus.READY, ServerStatus.STANDBY}, deadline, look)
     say_consistent()
     while True:
@@ -252,7 +253,8 @@ def _end_of(target: RecoveryTarget, planned_end: Lsn | None) -> Lsn | None:
 
 def _wait_for_shutdown(
     instance: Instance, target: RecoveryTarget, deadline: float, report: Callable[[ServerStatus], None]
-) -> ReplayEnd:
+) -> ReplayEnd | None:
+    """Return where the server stopped; None when it was promoted before a time that no commit came after."""
     next_look = time.monotonic()
 
     def look(status: ServerStatus) -> None:
@@ -264,16 +266,20 @@ def _wait_for_shutdown(
             control = read_control_file(instance.data_directory)
             if control.state is ClusterState.IN_PRODUCTION:
                 # PostgreSQL 12 promotes at the end of WAL whatever it was told to do at a target that did not come.
-                raise RecoveryFailed(
-                    f"the server in {instance.data_directory} was promoted at the end of the WAL, which came before "
-                    "the target",
-                    hint="the WAL held does not reach the target",
-                )
+                raise _Promoted
             log = instance.log_tail(200)
             if any(_PAUSED_FOR_SETTINGS in line for line in log):
                 check_pause(log, target, control.min_recovery_lsn or Lsn(0), log_path=instance.log_path)
 
-    _wait_for(instance, {ServerStatus.STOPPED}, deadline, look)
+    try:
+        _wait_for(instance, {ServerStatus.STOPPED}, deadline, look)
+    except _Promoted:
+        if target.kind is TargetKind.TIME:
+            return None
+        raise RecoveryFailed(
+            f"the server in {instance.data_directory} was promoted at the end of the WAL, which came before the target",
+            hint="the WAL held does not reach the target",
+        ) from None
     control = read_control_file(instance.data_directory)
     if control.state is not ClusterState.SHUT_DOWN_IN_RECOVERY:
         words = instance.log_tail(1)
@@ -287,3 +293,7 @@ def _wait_for_shutdown(
 
 def _left(deadline: float) -> float:
     return 0 if deadline == float("inf") else max(0.1, deadline - time.monotonic())
+
+
+class _Promoted(Exception):
+    """The server takes writes, although it was to stop."""
