@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import queue
 import re
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -43,7 +43,8 @@ class _Reception:
     """The services of all clusters, and what is told to whoever started them."""
 
     def __init__(self, calls: Sequence[Call], stack: ExitStack) -> None:
-        self._news = threading.Event()
+        # Not an Event: a handler that sets one while the thread it interrupts enters its wait would wait for itself.
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_ending = False
         self._silent = {call.cluster_name for call in calls}
         self._errors: list[PgkeepError] = []
@@ -53,7 +54,7 @@ class _Reception:
                 say=partial(_tell, say, call.cluster_name),
                 warn=partial(_tell, warn, call.cluster_name),
                 streams=partial(self._streams, call.cluster_name),
-                ended=self._news.set,
+                ended=partial(self._news.put, None),
             )
             for call in calls
         }
@@ -65,8 +66,7 @@ class _Reception:
         # Ready without a server: a machine that boots must not wait for another one.
         notify("READY=1", f"STATUS=connecting to the servers of {', '.join(self._silent)}")
         while self._services and not self._is_ending:
-            self._news.wait()
-            self._news.clear()
+            self._news.get()
             for name in [name for name, service in self._services.items() if service.has_ended]:
                 if not self._is_ending:
                     self._finish(name, self._services.pop(name))
@@ -83,7 +83,7 @@ class _Reception:
         for number in _ENDING_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         self._is_ending = True
-        self._news.set()
+        self._news.put(None)
 
     def _streams(self, name: str) -> None:
         self._silent.discard(name)
