@@ -112,7 +112,7 @@ def test_row_is_complete(parameter: Parameter) -> None:
     assert (Place.CLI in parameter.places) == bool(parameter.verbs)
     assert (parameter.menu is None) or Place.RESTORE in parameter.places
     assert not parameter.pattern or parameter.pattern_text
-    assert parameter.kind is not Kind.INTEGER or expected_range(parameter).startswith("from ")
+    assert parameter.kind not in {Kind.INTEGER, Kind.SIZE, Kind.DURATION} or expected_range(parameter)
     assert all(choice == choice.lower() for choice in parameter.choices)
     assert set(parameter.synonyms.values()) <= set(parameter.choices)
 

@@ -245,6 +245,7 @@ PARAMETERS = (
         group=Group.PHYSICAL,
         default=8 << 30,
         minimum=4 << 20,
+        maximum=1 << 60,
         modes=("cdp",),
         places=Place.CONFIG | Place.CLI,
         verbs=("receive",),
