@@ -61,7 +61,7 @@ def test_held_through_ends_at_the_first_hole(tmp_path: Path) -> None:
     assert wal_holdings.held_through(archive, Timeline(2), Lsn(MIB)) == Lsn(MIB)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     held=st.sets(st.integers(0, 40)),
     start=st.integers(0, 42),

@@ -9,7 +9,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pgkeep.errors import FormatError, PgkeepError, UsageError
@@ -157,7 +157,6 @@ def test_what_is_rendered_is_parsed_back(moment: dt.datetime) -> None:
 
 
 @given(st.text(), st.timezones())
-@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_is_a_moment_or_a_usage_error(text: str, zone: dt.tzinfo) -> None:
     """No text makes the parser fail in another way."""
     for candidate in (text, f"2026-11-20 20:48:00{text}", f"2026-{text}-20 20:48", "2026-11-20 20:48"):

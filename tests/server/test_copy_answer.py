@@ -91,7 +91,7 @@ def read_to_end(answer: PlainAnswer) -> bytes:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.sampled_from([UNIT, UNIT, UNIT, 1, 0, UNIT - 1, UNIT + 1, 3 * UNIT]), max_size=60),
     asides=st.sets(st.integers(0, 60)),

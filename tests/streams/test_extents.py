@@ -136,7 +136,7 @@ def submit_all(
 SIZES = st.sampled_from([0, 1, 511, EXTENT_BYTES - 1, EXTENT_BYTES, EXTENT_BYTES + 1, 3 * EXTENT_BYTES + 7])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=st.lists(SIZES, max_size=8), workers=st.integers(1, 4), streamed=st.integers(0, 255))
 def test_every_file_arrives_whole_and_in_order(sizes: list[int], workers: int, streamed: int) -> None:
     """Whatever the mix of sizes and kinds, each file's extents pass in order and it ends once."""

@@ -33,7 +33,7 @@ def test_padding_frames_hold_zeros() -> None:
 PIECES = st.lists(st.integers(1, 3).map(lambda n: n * 400_000) | st.integers(1, 5000), min_size=1, max_size=4)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(members=st.lists(st.tuples(PIECES, st.booleans()), max_size=6))
 def test_what_is_taken_back_leaves_no_trace(tmp_path: Path, members: list[tuple[list[int], bool]]) -> None:
     """The volume holds the members that stayed, in order, and its end."""
