@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.ledger import Ledger, Mark
-from tests.lab.server_user import server_directory, server_user
+from tests.lab.server_user import server_directory, server_user, short_temporary_directory
 from tests.pitr_block.scene import backup
 from tests.restore.keeper import Keeper
 from tests.survive.job import Job
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.pg(">= 17")
 @pytest.fixture
 def lab_directory() -> Iterator[Path]:
     """An empty directory on disk, where large files are written past the page cache."""
-    with server_directory() as path:
+    with server_directory(short_temporary_directory()) as path:
         yield path
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.server_user import memory_with_room, server_directory
+from tests.lab.server_user import server_directory
 
 
 @pytest.fixture
 def lab_directory() -> Iterator[Path]:
     """An empty directory, in memory where there is enough of it: chains are many small files, and a lot to remove."""
-    with server_directory(memory_with_room()) as path:
+    with server_directory() as path:
         yield path

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.cluster import MakeCluster
-from tests.lab.server_user import server_directory, server_user
+from tests.lab.server_user import server_directory, server_user, short_temporary_directory
 from tests.roll_forward.chains import SETTINGS, Chain, assert_same
 
 GIGABYTE = 1 << 30
@@ -19,7 +19,7 @@ BLOCK = 8192
 @pytest.fixture
 def lab_directory() -> Iterator[Path]:
     """An empty directory on disk: gigabytes are too much for memory."""
-    with server_directory() as path:
+    with server_directory(short_temporary_directory()) as path:
         yield path
 
 
