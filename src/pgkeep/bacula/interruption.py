@@ -12,6 +12,7 @@ import array
 import contextlib
 import fcntl
 import os
+import queue
 import select
 import signal
 import termios
@@ -57,9 +58,12 @@ class Interruption:
         self._is_leaving = threading.Event()
         self._has_raised = False
         self._insists = False
+        # A handler may neither start a thread nor set an Event: the thread that it interrupts may be doing just that.
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def begin(self) -> None:
         """Take the signals, and watch the bridge's ends of the pipes."""
+        threading.Thread(target=self._see_to_it, name="end", daemon=True).start()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for number in _SIGNALS:
             signal.signal(number, self._take_signal)
@@ -69,7 +73,7 @@ class Interruption:
         """End the job from another thread, because nothing happens any more."""
         if not self.reason and not self._is_over.is_set():
             self.reason, self.is_for_silence = reason, True
-            threading.Thread(target=self._see_to_it, name="end", daemon=True).start()
+            self._asked.put(None)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def leave(self) -> None:
@@ -91,10 +95,11 @@ class Interruption:
         self._has_raised, self._insists = True, False
         if not self.reason:
             self.reason = "the daemon is gone" if number == signal.SIGHUP else "the job was cancelled"
-            threading.Thread(target=self._see_to_it, name="end", daemon=True).start()
+            self._asked.put(None)
         raise Interrupted(self.reason)
 
     def _see_to_it(self) -> None:
+        self._asked.get()
         # An exception raised in a place that swallows it (a destructor) is raised again.
         if self._is_over.wait(INSIST_SECONDS):
             return
