@@ -46,7 +46,7 @@ def test_cancelled_at_ten_moments(filled: Scene) -> None:
         deadline = time.monotonic() + seconds * cancelled / MOMENTS
         wait_for(lambda deadline=deadline: time.monotonic() >= deadline, "the moment has come")
         director.cancel(job_id)
-        result = director.wait(job_id, timeout_seconds=30)
+        result = director.wait(job_id)
         assert result.status in ("A", "T"), result.text
         scene.assert_nothing_is_left()
         if result.status == "A":
@@ -75,9 +75,9 @@ def test_cancelled_in_the_start_checkpoint(make_scene: MakeScene) -> None:
     wait_for(lambda: scene.cluster.value(waits) > 0, "the job waits for the checkpoint")
     begin = time.monotonic()
     scene.director.cancel(job_id)
-    result = scene.director.wait(job_id, timeout_seconds=30)
+    result = scene.director.wait(job_id)
     assert result.status == "A", result.text
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 120
     scene.assert_nothing_is_left()
 
 
@@ -142,7 +142,7 @@ def test_a_full_disk_of_the_storage_daemon(make_scene: MakeScene) -> None:
             log = director.result(job_id).text
             return "device is full" in log or director.status_of(job_id) in ("f", "E", "A", "T")
 
-        wait_for(is_over_or_waits, "the disk is full", timeout_seconds=60)
+        wait_for(is_over_or_waits, "the disk is full")
         director.cancel(job_id)
         result = director.wait(job_id)
         assert result.status in ("f", "E", "A"), result.text

@@ -78,9 +78,9 @@ def assert_nothing_is_left(client: Client, bridge: PlainBridge, *, status: int |
     bridge.process.wait(SOON_SECONDS)
     assert time.monotonic() - begin < SOON_SECONDS
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgkeep%'"
-    wait_for(lambda: client.cluster.value(sessions) == 0, "all sessions of pgkeep have ended", timeout_seconds=10)
+    wait_for(lambda: client.cluster.value(sessions) == 0, "all sessions of pgkeep have ended")
     assert client.cluster.value("SELECT count(*) FROM pg_replication_slots") == 0
-    wait_for(lambda: not children_of_group(bridge.pid), "all children have ended", timeout_seconds=5)
+    wait_for(lambda: not children_of_group(bridge.pid), "all children have ended")
     assert not list(client.directory.glob("state/bacula/*/*/[!.]*"))
     with contextlib.suppress(ValueError):
         bridge._reap()

@@ -87,7 +87,7 @@ def test_a_server_is_started_reached_by_its_private_socket_only_and_stopped(
 
     instance.start(private.settings())
     try:
-        assert instance.wait_for(UP, timeout_seconds=30) is ServerStatus.READY
+        assert instance.wait_for(UP, timeout_seconds=180) is ServerStatus.READY
         with connect(private) as connection:
             rows = connection.execute("SELECT name, setting FROM pg_settings").fetchall()
         settings = dict(rows)
@@ -119,7 +119,7 @@ def test_a_server_that_cannot_start_is_reported_with_its_last_fatal_line(make_cl
 
     instance.start({"shared_buffers": "nonsense"})
     with pytest.raises(RecoveryFailed) as raised:
-        instance.wait_for(UP, timeout_seconds=30)
+        instance.wait_for(UP, timeout_seconds=180)
 
     assert raised.value.message.startswith(f"the server in {instance.data_directory} stopped: ")
     assert raised.value.message.endswith('FATAL:  invalid value for parameter "shared_buffers": "nonsense"')
@@ -161,7 +161,7 @@ def test_a_server_that_is_to_stay_follows_its_own_configuration(
 
     instance.start(way_in, is_final=True)
     try:
-        instance.wait_for(UP, timeout_seconds=30)
+        instance.wait_for(UP, timeout_seconds=180)
         with connect(private) as connection:
             rows = connection.execute("SELECT name, setting FROM pg_settings").fetchall()
     finally:
@@ -192,7 +192,7 @@ def test_a_killed_server_counts_as_stopped(make_cluster: MakeCluster, private: P
     cluster = make_cluster(start=False, major=18)
     instance = instance_of(cluster)
     instance.start(private.settings())
-    instance.wait_for(UP, timeout_seconds=30)
+    instance.wait_for(UP, timeout_seconds=180)
     postmaster = running_postmaster(cluster.data_directory)
     assert postmaster is not None
 
@@ -223,14 +223,14 @@ def test_a_log_that_cannot_be_written_goes_to_the_directory_for_temporary_files(
     temporary.mkdir()
     instance.start({**private.settings(), "work_mem": "nonsense"})
     with pytest.raises(RecoveryFailed) as raised:
-        instance.wait_for(UP, timeout_seconds=30)
+        instance.wait_for(UP, timeout_seconds=180)
     [log_path] = temporary.glob("instance-*.log")
     assert raised.value.hint == f"see {log_path}"
     assert 'invalid value for parameter "work_mem": "nonsense"' in "".join(instance.log_tail())
 
     instance.start(private.settings())
     try:
-        assert instance.wait_for(UP, timeout_seconds=30) is ServerStatus.READY
+        assert instance.wait_for(UP, timeout_seconds=180) is ServerStatus.READY
     finally:
         instance.stop()
     assert list(temporary.glob("*")) == [log_path]
@@ -297,7 +297,7 @@ def test_a_server_outlives_the_process_that_started_it(make_cluster: MakeCluster
         check=True,
     )
     try:
-        assert instance.wait_for(UP, timeout_seconds=30) is ServerStatus.READY
+        assert instance.wait_for(UP, timeout_seconds=180) is ServerStatus.READY
         postmaster = running_postmaster(cluster.data_directory)
         assert postmaster is not None
         environment = Path(f"/proc/{postmaster.pid}/environ").read_bytes()
@@ -409,7 +409,7 @@ def test_a_base_backup_taken_under_load_recovers_to_the_last_row(
     instance = instance_of(cluster, target.data_directory)
     instance.start({**private.settings(), "archive_mode": "off"})
     try:
-        instance.wait_for({ServerStatus.READY}, timeout_seconds=60)
+        instance.wait_for({ServerStatus.READY}, timeout_seconds=180)
         wait_for(lambda: not _is_recovering(private), "recovery is over")
         with connect(private) as connection:
             assert digest(connection) == mark.digests

@@ -42,10 +42,10 @@ def test_the_unit_of_a_running_server_stops_and_starts_it(cluster: Cluster, unit
     """Whatever the unit is called and its definition hides: it is the one whose main process is the postmaster."""
     units.add("accounts-db.service", arguments="/usr/local/bin/run-database")
     unit = Service(ServiceKind.SYSTEMD, "accounts-db.service", was_running=True)
-    start_server(unit, cluster.data_directory, timeout_seconds=30)
+    start_server(unit, cluster.data_directory, timeout_seconds=180)
     assert find_service(cluster.data_directory) == unit
     assert str(unit) == "systemd unit accounts-db.service"
-    stop_server(unit, cluster.data_directory, timeout_seconds=30)
+    stop_server(unit, cluster.data_directory, timeout_seconds=180)
     assert read_control_file(cluster.data_directory).state is ClusterState.SHUT_DOWN
     assert units.calls() == [
         "--no-ask-password start accounts-db.service",
@@ -78,12 +78,12 @@ def test_a_server_beside_its_unit_is_stopped_by_a_signal(cluster: Cluster, units
     found = find_service(cluster.data_directory)
     assert found == Service(ServiceKind.SYSTEMD, "postgresql.service", was_running=True, is_stopped_by_signal=True)
     assert Service.from_dict(found.as_dict()) == found
-    stop_server(found, cluster.data_directory, timeout_seconds=30)
+    stop_server(found, cluster.data_directory, timeout_seconds=180)
     assert running_pid(cluster) == 0
     assert units.calls() == []
-    start_server(found, cluster.data_directory, timeout_seconds=30)
+    start_server(found, cluster.data_directory, timeout_seconds=180)
     assert find_service(cluster.data_directory) == Service(ServiceKind.SYSTEMD, "postgresql.service", was_running=True)
-    stop_server(find_service(cluster.data_directory), cluster.data_directory, timeout_seconds=30)
+    stop_server(find_service(cluster.data_directory), cluster.data_directory, timeout_seconds=180)
 
 
 def test_systemctl_without_systemd_is_not_asked_further(
@@ -97,22 +97,22 @@ def test_systemctl_without_systemd_is_not_asked_further(
     found = find_service(cluster.data_directory)
     assert (found, str(found)) == (Service(was_running=True), "no service of this host")
     assert found.start_command == []
-    stop_server(found, cluster.data_directory, timeout_seconds=30)
+    stop_server(found, cluster.data_directory, timeout_seconds=180)
     assert running_pid(cluster) == 0
     assert read_control_file(cluster.data_directory).state is ClusterState.SHUT_DOWN
     # Nothing to stop is fine.
-    stop_server(found, cluster.data_directory, timeout_seconds=30)
+    stop_server(found, cluster.data_directory, timeout_seconds=180)
 
 
 def test_a_unit_that_cannot_be_stopped(cluster: Cluster, units: Units) -> None:
     """A stop that is refused refuses the restore, in the words of systemctl; the server goes on."""
     units.add("postgresql.service")
     unit = Service(ServiceKind.SYSTEMD, "postgresql.service", was_running=True)
-    start_server(unit, cluster.data_directory, timeout_seconds=30)
+    start_server(unit, cluster.data_directory, timeout_seconds=180)
     pid = running_pid(cluster)
     units.refuse("postgresql.service", "Failed to stop postgresql.service: Interactive authentication required.")
     with pytest.raises(RestoreRefused) as refused:
-        stop_server(unit, cluster.data_directory, timeout_seconds=30)
+        stop_server(unit, cluster.data_directory, timeout_seconds=180)
     assert refused.value.message == (
         f"cannot stop the server in {cluster.data_directory} (systemd unit postgresql.service): "
         "Failed to stop postgresql.service: Interactive authentication required."
@@ -120,7 +120,7 @@ def test_a_unit_that_cannot_be_stopped(cluster: Cluster, units: Units) -> None:
     assert refused.value.hint == "nothing was touched: stop it yourself, and restore again"
     assert running_pid(cluster) == pid != 0
     (units.directory / "postgresql.service" / "refuses").unlink()
-    stop_server(unit, cluster.data_directory, timeout_seconds=30)
+    stop_server(unit, cluster.data_directory, timeout_seconds=180)
 
 
 def test_a_service_that_starts_nothing_is_an_error(cluster: Cluster, units: Units) -> None:
@@ -129,7 +129,7 @@ def test_a_service_that_starts_nothing_is_an_error(cluster: Cluster, units: Unit
     unit = Service(ServiceKind.SYSTEMD, "postgresql.service")
     (cluster.data_directory / "postgresql.conf").write_text("no_such_setting = on\n")
     with pytest.raises(RecoveryFailed) as failed:
-        start_server(unit, cluster.data_directory, timeout_seconds=30)
+        start_server(unit, cluster.data_directory, timeout_seconds=180)
     assert failed.value.message.startswith("systemctl --no-ask-password start postgresql.service: ")
     assert failed.value.message.endswith(f"; no server runs in {cluster.data_directory}")
 
@@ -151,12 +151,12 @@ def test_debians_clusters(
         return
     found = find_service(link)
     assert (found, str(found)) == (Service(ServiceKind.PG_CTLCLUSTER, "15 keep"), "pg_ctlcluster 15 keep")
-    start_server(found, cluster.data_directory, timeout_seconds=60)
+    start_server(found, cluster.data_directory, timeout_seconds=180)
     # Started with the configuration that lies outside of the data directory.
     assert cluster.value("SHOW config_file") == f"{lab_directory}/etc/15/keep/postgresql.conf"
     running = find_service(cluster.data_directory)
     assert running == Service(ServiceKind.PG_CTLCLUSTER, "15 keep", was_running=True)
-    stop_server(running, cluster.data_directory, timeout_seconds=60)
+    stop_server(running, cluster.data_directory, timeout_seconds=180)
     assert running_pid(cluster) == 0
     assert read_control_file(cluster.data_directory).state is ClusterState.SHUT_DOWN
     assert find_service(lab_directory / "another") == Service()

@@ -79,7 +79,7 @@ def test_a_waiting_alter_never_hangs_it(large: Cluster) -> None:
     """Once an ALTER waits for the coordinator, a worker does not queue behind it, and the hint names who waits."""
     with Server.open(target_of(large)) as server, large.connect("large", application_name="the alterer") as other:
         tables = lambda session: list_tables(session, least_bytes=1 << 16, at_most=99, with_keys=False)  # noqa: E731
-        snapshot = DumpSnapshot(server, "large", list_tables=tables, lock_wait_timeout_seconds=9)
+        snapshot = DumpSnapshot(server, "large", list_tables=tables, lock_wait_timeout_seconds=600)
         with contextlib.closing(snapshot):
             snapshot.importer().close()
             pid = other.info.backend_pid
@@ -94,7 +94,7 @@ def test_a_waiting_alter_never_hangs_it(large: Cluster) -> None:
             begin = time.monotonic()
             with pytest.raises(ServerError) as failure:
                 snapshot.importer()
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 300
             large.sql("SELECT pg_cancel_backend(%s)", [pid])
             thread.join()
     assert failure.value.message == 'a table of database "large" is to be locked exclusively by another session'

@@ -18,7 +18,7 @@ from typing import Any
 PROMPT = re.compile(r"(?:^\*|^\$ ?|[:?)] ?)\Z", re.MULTILINE)
 # A line of a report may end like a question; the console has more to say then, and says it without a pause.
 QUIET_SECONDS = 0.2
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 
 
 class Console:

@@ -21,6 +21,10 @@ from tests.lab.server_user import server_user
 from tests.lab.servers import newest_installation
 
 SUPERUSER = "postgres"
+
+PATIENCE_SECONDS = 180
+"""When what a test waits for will never come: a busy machine is no reason to fail."""
+
 _SEGMENT_HEADER_BYTES = 40
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
@@ -135,7 +139,9 @@ class Cluster:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, *, options: Sequence[str] = (), wait: bool = True, timeout_seconds: float = 60) -> Cluster:
+    def start(
+        self, *, options: Sequence[str] = (), wait: bool = True, timeout_seconds: float = PATIENCE_SECONDS
+    ) -> Cluster:
         """
         Start the server, and wait until it takes connections (a standby: until it is consistent).
 
@@ -181,7 +187,7 @@ class Cluster:
             )
         self._guardian = Guardian(self._process.pid, how=signal.SIGQUIT)
 
-    def wait_until_ready(self, *, timeout_seconds: float = 60) -> None:
+    def wait_until_ready(self, *, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the server takes connections; raise ServerDied with its log when it ends before that."""
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -213,7 +219,7 @@ class Cluster:
             )
         return True
 
-    def stop(self, mode: str = "fast", *, timeout_seconds: float = 60) -> None:
+    def stop(self, mode: str = "fast", *, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Stop the server: ``fast``, ``smart`` or ``immediate``. Nothing happens when it does not run."""
         if self._process is None:
             return
@@ -245,7 +251,7 @@ class Cluster:
         self.stop(mode)
         return self.start()
 
-    def wait_until_ended(self, *, timeout_seconds: float = 60) -> int:
+    def wait_until_ended(self, *, timeout_seconds: float = PATIENCE_SECONDS) -> int:
         """Wait until the server ends by itself, as at ``recovery_target_action=shutdown``; return its exit status."""
         assert self._process is not None
         status = self._process.wait(timeout_seconds)
@@ -382,7 +388,7 @@ class Cluster:
         self.sql("SELECT pg_promote(wait_seconds => 30)")
         wait_for(lambda: not self.value("SELECT pg_is_in_recovery()"), "the standby is promoted")
 
-    def wait_for_replay(self, lsn: str, *, timeout_seconds: float = 30) -> None:
+    def wait_for_replay(self, lsn: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until this standby has replayed everything before *lsn*."""
         wait_for(
             lambda: bool(self.value("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [lsn])),
@@ -399,7 +405,7 @@ class ServerDied(Exception):
     """The server ended before it was ready; the message ends with its log."""
 
 
-def wait_for(condition: Callable[[], bool], what: str, *, timeout_seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str, *, timeout_seconds: float = PATIENCE_SECONDS) -> None:
     """Return when *condition* holds; TimeoutError naming *what* was expected when it never does."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():

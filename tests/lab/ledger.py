@@ -189,7 +189,7 @@ class Load:
         """Transfers committed so far."""
         return sum(self._counts)
 
-    def wait_for(self, more: int, *, timeout_seconds: float = 60) -> None:
+    def wait_for(self, more: int, *, timeout_seconds: float = 180) -> None:
         """Wait until *more* transfers have been committed from now on."""
         goal = self.transactions + more
         wait_for(

@@ -162,7 +162,7 @@ def wait_until_archived(cluster: Cluster, archive: Path) -> None:
     timeline = Timeline.parse_hex(str(cluster.value("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)")))
     current = Lsn.parse(cluster.current_lsn())
     last = WalSegment(timeline, current // SIZE - 1, SIZE)
-    wait_for((archive / last.name).exists, "the WAL is archived", timeout_seconds=60)
+    wait_for((archive / last.name).exists, "the WAL is archived")
 
 
 def test_everything_that_a_server_did(server: Cluster, archive: Path, lab_directory: Path) -> None:

@@ -38,7 +38,7 @@ class Commits:
     def wait_for(self, more: int) -> None:
         """Wait until *more* commits have been acknowledged from now on."""
         goal = self.count + more
-        wait_for(lambda: self.count >= goal, f"{more} more commits", timeout_seconds=60)
+        wait_for(lambda: self.count >= goal, f"{more} more commits")
 
     def join(self) -> None:
         """Wait until every worker has lost its connection."""

@@ -33,7 +33,7 @@ def test_a_killed_receiver_goes_on(make_keeper: MakeKeeper) -> None:
                     cluster.switch_wal()
                 return not receiver.is_running
 
-            wait_for(is_dead, f"pgkeep is killed at {point}", timeout_seconds=60)
+            wait_for(is_dead, f"pgkeep is killed at {point}")
             outcome = receiver.end()
             assert outcome.status == -9
             said += outcome.warnings

@@ -28,7 +28,7 @@ def lose_slot(cluster: Cluster) -> None:
         cluster.sql("CHECKPOINT")
         return bool(cluster.value("SELECT wal_status = 'lost' FROM pg_replication_slots"))
 
-    wait_for(is_lost, "the slot has lost its WAL", timeout_seconds=60)
+    wait_for(is_lost, "the slot has lost its WAL")
 
 
 def test_lost_wal_is_a_hole_that_is_said(make_keeper: MakeKeeper) -> None:
@@ -77,7 +77,7 @@ def test_lost_wal_that_was_archived_is_no_hole(make_keeper: MakeKeeper) -> None:
         cluster.sql("CHECKPOINT")
         return not cluster.sql("SELECT 1 FROM pg_ls_waldir() WHERE name = %s", [held])
 
-    wait_for(is_gone, f"the server has removed {held}", timeout_seconds=60)
+    wait_for(is_gone, f"the server has removed {held}")
     with Receiver(keeper) as receiver:
         receiver.wait_for_line("main: the vault has the WAL from ")
         mark = ledger.mark("last")

@@ -23,7 +23,7 @@ from tests.lab.server_user import server_user
 
 PGKEEP = Path(sys.executable).with_name("pgkeep")
 PGKEEP_WAL = Path(sys.executable).with_name("pgkeep-wal")
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Restored:
         if lines:
             with suppress(ProcessLookupError):
                 os.kill(int(lines[0]), how)
-            wait_for(lambda: not self._runs(int(lines[0])), "the restored server has stopped", timeout_seconds=60)
+            wait_for(lambda: not self._runs(int(lines[0])), "the restored server has stopped")
         if self._guardian is not None:
             self._guardian.dismiss()
             self._guardian = None

@@ -33,7 +33,7 @@ def test_a_subscriber_is_made_equal_to_its_restored_publisher(
         "their tables must be copied anew"
     ) in restored.outcome.warnings
     active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'items'"
-    wait_for(lambda: restored.value(active) is True, "the subscriber is back by itself", timeout_seconds=60)
+    wait_for(lambda: restored.value(active) is True, "the subscriber is back by itself")
     assert restored.value(rows) == [1]
 
     subscriber.sql("ALTER SUBSCRIPTION items DISABLE")

@@ -74,7 +74,7 @@ def test_a_real_replay_is_followed(make_keeper: MakeKeeper) -> None:
             RecoveryTarget(),
             major=keeper.cluster.major,
             superuser=SUPERUSER,
-            timeout_seconds=60,
+            timeout_seconds=180,
             say=said.append,
             consistent_at=Lsn(4711),
             planned_end=end,

@@ -127,7 +127,7 @@ def test_backup_is_a_cluster_that_starts(major: int, make_cluster: MakeCluster, 
             start_timeline=received.start.timeline,
             end=received.end.stop_lsn,
             segment_size=queries.wal_segment_size(server),
-            timeout_seconds=30,
+            timeout_seconds=180,
         ):
             (restored / "pg_wal" / wal.segment.name).write_bytes(b"".join(bytes(chunk) for chunk in wal.chunks()))
         supply.close()

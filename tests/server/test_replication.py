@@ -144,7 +144,7 @@ def test_cancelled_conversation_ends(shared_server: Server) -> None:
             for _message in replication.copy_messages():
                 pass
     assert error.value.message == f"cancelled in the conversation with PostgreSQL at {shared_server.where}"
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
 
 
 def test_cut_connection_is_said(cluster: Cluster) -> None:

@@ -248,7 +248,7 @@ def test_copies_of_failover_slots_are_the_primarys(logical: Cluster, lab_directo
             return bool(standby.value(copied) == 1)
 
         logical.sql("CREATE PUBLICATION none")
-        wait_for(is_copied, "the standby has a copy of the slot", timeout_seconds=60)
+        wait_for(is_copied, "the standby has a copy of the slot")
         [copy] = state_of(standby).slots
         own = {slot.slot_name: slot for slot in state_of(logical).slots}["orders"]
     assert (copy.slot_name, copy.synced, copy.failover) == ("orders", True, True)

@@ -119,7 +119,7 @@ def test_complete_segments_are_the_servers(
         start_timeline=Timeline(1),
         end=end,
         segment_size=MEBIBYTE,
-        timeout_seconds=30,
+        timeout_seconds=180,
     ):
         assert not content.is_partial
         assert content.source == supply.name
@@ -427,7 +427,7 @@ class TestStream:
                         start_timeline=Timeline(1),
                         end=end,
                         segment_size=MEBIBYTE,
-                        timeout_seconds=10,
+                        timeout_seconds=180,
                     )
                 ]
                 supply.close()

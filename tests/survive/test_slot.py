@@ -26,7 +26,7 @@ def lose_slots(cluster: Cluster) -> None:
         kept = cluster.sql("SELECT 1 FROM pg_replication_slots WHERE wal_status <> 'lost'")
         return not kept and not cluster.sql("SELECT 1 FROM pg_ls_waldir() WHERE name = %s", [first])
 
-    wait_for(is_lost, "the server gives up the slots' WAL", timeout_seconds=60)
+    wait_for(is_lost, "the server gives up the slots' WAL")
 
 
 @pytest.mark.parametrize(("server", "transport"), [(18, "local"), (15, "stream")])
