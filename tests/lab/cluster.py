@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ PATIENCE_SECONDS = 180
 """When what a test waits for will never come: a busy machine is no reason to fail."""
 
 _SEGMENT_HEADER_BYTES = 40
+_PORTS = (20_000, 32_768)
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 # What every test server runs with, unless the test says otherwise. Durability is off: a test that cuts the power of a
@@ -415,10 +417,17 @@ def wait_for(condition: Callable[[], bool], what: str, *, timeout_seconds: float
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    Return a TCP port of 127.0.0.1 that was free a moment ago.
+
+    It is below those that the kernel gives to connections (from 32768), of which one may have it by the time the server
+    starts, or starts again.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _environment() -> dict[str, str]:
