@@ -15,7 +15,7 @@
 
 /* The compiler makes one version for each, and the loader takes the one that the processor has. */
 #if defined(__x86_64__) && defined(__GNUC__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_EACH_PROCESSOR
 #endif
