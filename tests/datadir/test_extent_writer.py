@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,22 @@ from pgkeep.datadir import extent_writer
 from pgkeep.datadir.extent_writer import DIRECT_BYTES, ExtentWriter
 from pgkeep.streams.item import EXTENT_BYTES, Buffer
 
-SIZES = [0, 1, 8192, DIRECT_BYTES, DIRECT_BYTES + 1, EXTENT_BYTES, EXTENT_BYTES + 8192, 2 * EXTENT_BYTES + 4095]
+SIZES = [
+    0,
+    1,
+    8192,
+    DIRECT_BYTES,
+    DIRECT_BYTES + 1,
+    EXTENT_BYTES,
+    EXTENT_BYTES + 8192,
+    2 * EXTENT_BYTES + 4095,
+    6 * EXTENT_BYTES,
+]
 
 
 def write(path: Path, content: bytes, *, writer: ExtentWriter | None = None, size: int | None = None) -> None:
     """Write *content* as the pool would, the extents in no order and in each kind of buffer."""
-    kinds = [bytes, bytearray, memoryview, lambda part: memoryview(bytearray(part))]
+    kinds = [bytes, bytearray, memoryview, lambda part: memoryview(bytearray(part)), _in_pages, _beside_pages]
     writer = writer or ExtentWriter()
     file = writer.begin(
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), len(content) if size is None else size
@@ -28,6 +39,17 @@ def write(path: Path, content: bytes, *, writer: ExtentWriter | None = None, siz
         buffer: Buffer = kinds[number % len(kinds)](content[offset : offset + EXTENT_BYTES])
         writer.write(file, offset, buffer)
     file.close()
+
+
+def _in_pages(content: bytes, *, beside: int = 0) -> memoryview:
+    memory = mmap.mmap(-1, EXTENT_BYTES + beside, flags=mmap.MAP_PRIVATE)
+    view = memoryview(memory)[beside : beside + len(content)]
+    view[:] = content
+    return view
+
+
+def _beside_pages(content: bytes) -> memoryview:
+    return _in_pages(content, beside=512)
 
 
 @pytest.fixture
@@ -59,6 +81,31 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, size: int) -> None:
 
     write(tmp_path / "file", content)
 
+    assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize(("make", "is_copied"), [(_in_pages, False), (_beside_pages, True), (bytes, True)])
+def test_only_what_does_not_begin_with_a_page_is_copied_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[bytes], Buffer], is_copied: bool
+) -> None:
+    """The kernel takes whole pages from where they are, and the file is the same either way."""
+    content = os.urandom(EXTENT_BYTES)
+    given = make(content)
+    copied: list[bool] = []
+    real_pwrite = os.pwrite
+
+    def pwrite(descriptor: int, buffer: memoryview, offset: int) -> int:
+        assert _is_direct(descriptor)
+        copied.append(buffer.obj is not memoryview(given).obj)
+        return real_pwrite(descriptor, buffer, offset)
+
+    monkeypatch.setattr(extent_writer.os, "pwrite", pwrite)
+    writer = ExtentWriter()
+    file = writer.begin(os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT, 0o600), EXTENT_BYTES)
+    writer.write(file, 0, given)
+    file.close()
+
+    assert set(copied) == {is_copied}
     assert (tmp_path / "file").read_bytes() == content
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgkeep.errors import FormatError
-from pgkeep.streams.extents import ExtentPool, HasHeader
+from pgkeep.streams.extents import SMALL_BYTES, ExtentPool, HasHeader
 from pgkeep.streams.item import EXTENT_BYTES, UNKNOWN_SIZE, Buffer, BytesItem, ItemHeader
 
 DEADLINE_SECONDS = 20.0
@@ -179,6 +181,27 @@ def test_content_that_is_put_in_extents_is_the_same(lengths: list[int]) -> None:
     assert work.files["f"].content == content
     assert work.files["f"].offsets == list(range(0, len(content), EXTENT_BYTES))
     assert work.files["f"].ended == 1
+
+
+@pytest.mark.parametrize("size", [SMALL_BYTES + 1, EXTENT_BYTES, 3 * EXTENT_BYTES + 5, UNKNOWN_SIZE])
+def test_extents_of_a_stream_that_is_not_small_begin_with_a_page(size: int) -> None:
+    """Also when their memory is used again."""
+    content = bytes(range(256)) * (3 * EXTENT_BYTES // 256) if size == UNKNOWN_SIZE else bytes(size)
+    work = Collecting()
+    places: list[int] = []
+
+    def extent(state: Collected, offset: int, buffer: Buffer, /) -> tuple[int, Buffer]:
+        places.append(ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % mmap.PAGESIZE)
+        return Collecting.extent(work, state, offset, buffer)
+
+    work.extent = extent  # type: ignore[method-assign]
+    with ExtentPool(1, work) as pool:
+        for path in ("a", "b", "c"):
+            pool.submit_streamed(Streamed(ItemHeader(path=path, size=size), [content]))
+
+    assert len(places) == 3 * -(-len(content) // EXTENT_BYTES)
+    assert not any(places)
+    assert all(bytes(file.content) == content for file in work.files.values())
 
 
 def test_a_stream_of_unknown_size_ends_where_its_chunks_end() -> None:

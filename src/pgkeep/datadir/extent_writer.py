@@ -3,8 +3,9 @@ Writing the extents of large files past the page cache.
 
 A restore writes more than memory holds and reads none of it again, so the copy into the page cache, its bookkeeping and
 the later writeback are work for nothing: it costs more than half of the CPU time of writing, and pushes out what other
-programs of the host have cached. Extents go from a thread's aligned buffer straight to the disk (``O_DIRECT``) where
-the file system allows it; small files, and file systems that refuse, go through the page cache.
+programs of the host have cached. Extents go straight to the disk (``O_DIRECT``) where the file system allows it, from
+where they are when that is the beginning of a page, or else from a thread's aligned buffer; small files, and file
+systems that refuse, go through the page cache.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class ExtentWriter:
     def _write_directly(self, descriptor: int, offset: int, buffer: Buffer) -> int:
         """Return how many bytes were written; the rest has to go through the page cache."""
         length, done = len(buffer), 0
-        aligned = self._fill(buffer)
+        aligned = memoryview(buffer) if _is_aligned(buffer) else self._fill(buffer)
         try:
             while done < length:
                 done += os.pwrite(descriptor, aligned[done:length], offset + done)
@@ -117,3 +118,9 @@ class ExtentWriter:
         else:
             memoryview(aligned)[: len(buffer)] = buffer
         return memoryview(aligned)
+
+
+def _is_aligned(buffer: Buffer) -> bool:
+    """Tell whether the kernel can take *buffer* from where it is; of ``bytes`` nobody tells where they are."""
+    view = memoryview(buffer)
+    return not view.readonly and ctypes.addressof(ctypes.c_char.from_buffer(view)) % _ALIGNMENT == 0

@@ -12,12 +12,14 @@ What runs where, for each file::
     ordered(state, result)            in the order of offsets, one at a time for a file
     end(state)                        once, after the last ordered part; for a file without content right after begin
 
-*buffer* is valid until ``ordered`` has returned for it. The first error ends the pool: it is raised in the thread that
-submits, and nothing is started after it.
+*buffer* is valid until ``ordered`` has returned for it; that of a streamed item that is not small begins with a page of
+memory, so that it can be written past the page cache as it is. The first error ends the pool: it is raised in the
+thread that submits, and nothing is started after it.
 """
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,6 +37,9 @@ SMALL_BYTES = 128 << 10
 
 State = TypeVar("State")
 Result = TypeVar("Result")
+
+_Memory = bytearray | mmap.mmap
+"""Where a streamed item's extent is put together: as much as a small item has, or an extent's worth of pages."""
 
 
 class HasHeader(Protocol):
@@ -93,7 +98,7 @@ class _Piece(Generic[State]):
 
     __slots__ = ("buffer", "file", "index", "is_last", "length")
 
-    def __init__(self, file: _File[State], index: int, buffer: bytearray, length: int, *, is_last: bool) -> None:
+    def __init__(self, file: _File[State], index: int, buffer: _Memory, length: int, *, is_last: bool) -> None:
         self.file = file
         self.index = index
         self.buffer = buffer
@@ -126,7 +131,7 @@ class ExtentPool(Generic[State, Result]):
         self._error: BaseException | None = None
         self._closed = False
         self._buffers_left = workers + 2
-        self._free_buffers: list[bytearray] = []
+        self._free_buffers: list[mmap.mmap] = []
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{n}", daemon=True) for n in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -200,7 +205,7 @@ class ExtentPool(Generic[State, Result]):
             else:
                 self._ready.notify()
 
-    def _take_buffer(self) -> bytearray:
+    def _take_buffer(self) -> mmap.mmap:
         with self._lock:
             while True:
                 self._raise_error()
@@ -208,7 +213,7 @@ class ExtentPool(Generic[State, Result]):
                     return self._free_buffers.pop()
                 if self._buffers_left:
                     self._buffers_left -= 1
-                    return bytearray(EXTENT_BYTES)
+                    return mmap.mmap(-1, EXTENT_BYTES, flags=mmap.MAP_PRIVATE)
                 self._room.wait()
 
     def _run(self) -> None:
@@ -221,7 +226,7 @@ class ExtentPool(Generic[State, Result]):
                     self._do_extent(entry, index)
                 with self._lock:
                     self._busy -= 1
-                    if isinstance(entry, _Piece) and len(entry.buffer) == EXTENT_BYTES:
+                    if isinstance(entry, _Piece) and isinstance(entry.buffer, mmap.mmap):
                         self._free_buffers.append(entry.buffer)
                         self._room.notify_all()
                     elif not self._busy and not self._queue:
@@ -333,7 +338,7 @@ class StreamedExtents(Generic[State, Result]):
         self._file: _File[State] = _File(item, detached=None, extents=0)
         self._size = item.header.size
         self._path = item.header.path
-        self._buffer: bytearray | None = None
+        self._buffer: _Memory | None = None
         self._filled = 0
         self._index = 0
         self.total = 0
@@ -389,7 +394,7 @@ class StreamedExtents(Generic[State, Result]):
         self._buffer = bytearray(self._size) if is_small else self._pool._take_buffer()  # noqa: SLF001 - one machine in two classes
 
     def _hand_over(self, *, is_last: bool) -> None:
-        buffer = bytearray() if self._buffer is None else self._buffer
+        buffer: _Memory = bytearray() if self._buffer is None else self._buffer
         piece = _Piece(self._file, self._index, buffer, self._filled, is_last=is_last)
         self._buffer, self._filled = None, 0
         self._index += 1
