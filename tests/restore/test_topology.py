@@ -14,6 +14,7 @@ from pgkeep.jobs.restoring.state import RestoreState
 from pgkeep.jobs.restoring.topology import restore_topology
 from pgkeep.server.connection import ConnectionTarget, Server
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
+from tests.lab.servers import newest_installation
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper, Restored
 from tests.restore.test_replication_record import TRACKED
@@ -141,7 +142,8 @@ def test_a_restored_subscriber_leaves_its_publisher_alone(publisher: Watched, su
 def run_script(restored: Restored, path: Path) -> None:
     """Run a staged script as an operator would; any error fails the test."""
     lines = restored.postmaster()
-    command = ["psql", "-X", "-v", "ON_ERROR_STOP=1", "-h", lines[4], "-p", lines[3], "-U", "postgres", "-f", str(path)]
+    psql = str(newest_installation().program("psql"))
+    command = [psql, "-X", "-v", "ON_ERROR_STOP=1", "-h", lines[4], "-p", lines[3], "-U", "postgres", "-f", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
 

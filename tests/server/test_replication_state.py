@@ -15,6 +15,7 @@ from pgkeep.server.connection import Server
 from pgkeep.server.replication_state import capture
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.server_user import server_user
+from tests.lab.servers import newest_installation
 
 from .conftest import target_of
 
@@ -42,8 +43,8 @@ def psql(cluster: Cluster, script: str, *, dbname: str = "postgres") -> str:
     server_user().own(path)
     done = subprocess.run(
         [
-            *("psql", "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", cluster.conninfo(dbname=dbname)),
-            *("-f", str(path)),
+            *(newest_installation().program("psql"), "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1"),
+            *("-d", cluster.conninfo(dbname=dbname), "-f", str(path)),
         ],
         capture_output=True,
         text=True,
