@@ -99,6 +99,24 @@ def test_tables_are_copied_in_ranges(large: Cluster, bin_dir: Path) -> None:
     assert files[-2:] == [f"{ROOT}/large.parts/complete.json", f"{ROOT}/large.parts/restore.sh"]
 
 
+@pytest.mark.pg(">=18")
+def test_one_worker_copies_whole_tables(
+    large: Cluster, large_digests: dict[str, str], bin_dir: Path, tmp_path: Path
+) -> None:
+    """A worker alone shares no ranges; its chunks are as small as ever, and come back by several sessions."""
+    backup = parallel_dump_of(large, "large", bin_dir=bin_dir, include_globals=False, workers=1)
+    [plan] = [line for line in backup.said if "public.ledger" in line]
+    assert plan.endswith(": whole, there is one worker")
+    assert len(parts(backup, "large", "tables/public.ledger/")) > 8
+    try:
+        restore_cluster(
+            large, backup, bin_dir=bin_dir, databases=("large",), new_database="alone", tmpdir=tmp_path, jobs=3
+        )
+        assert digests(large, "alone") == large_digests
+    finally:
+        large.sql("DROP DATABASE IF EXISTS alone")
+
+
 def test_all_databases_and_globals(sampled: Cluster, bin_dir: Path, make_cluster: MakeCluster, tmp_path: Path) -> None:
     """All databases of a cluster come back in a new cluster, the globals first, strange names and row security."""
     backup = parallel_dump_of(sampled, bin_dir=bin_dir)

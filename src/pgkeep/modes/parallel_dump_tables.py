@@ -91,6 +91,9 @@ class Division:
             return TablePlan(table, ("",), "large_table_threshold is 0")
         if table.size_bytes <= self.threshold_bytes:
             return TablePlan(table, ("",), f"not larger than {size_text(self.threshold_bytes)}")
+        if self.workers == 1:
+            # Nobody would share the ranges, and a row of a query costs the server more than one of a whole table.
+            return TablePlan(table, ("",), "there is one worker")
         ranges = ranges_for(
             table.size_bytes,
             workers=self.workers,
