@@ -2,13 +2,15 @@
 Loading the parts of a parallel dump into a database that nobody knows of yet.
 
 The order: schema without indexes and constraints; then, at the same time, chunks of tables by several sessions and what
-pg_dump copied by pg_restore; then, when every part is proved to be in, indexes and constraints in parallel, and
-ANALYZE. A part that comes twice, that nobody announced, or that is missing ends the load; so does a table whose rows
-are not as many as were dumped.
+pg_dump copied by pg_restore; then, when every part is proved to be in, indexes and constraints in parallel, and after
+them statistics. A part that comes twice, that nobody announced, or that is missing ends the load; so does a table whose
+rows are not as many as were dumped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from pgkeep.modes.parallel_restore_feed import Gate, Parts, Pieces
 from pgkeep.modes.parallel_restore_proof import LoadingTable, check_chunks, check_rows
 from pgkeep.server.copy_in import copy_in
 from pgkeep.server.database import refusal_as_error
+from pgkeep.server.statistics import analyze_database
 from pgkeep.streams.compression import Compression, decompress
 from pgkeep.streams.item import Buffer, DetachedItem, StreamedItem, content_of
 
@@ -169,15 +172,7 @@ class PartsLoader:
             raise self._gate.error
         check_rows(self._root, self._complete, self._tables)
         self._run_section("post-data", self._schema)
-        session = self._connect()
-        try:
-            with refusal_as_error(f'cannot analyze database "{self._dbname}"'):
-                session.execute("SET synchronous_commit TO off")
-                session.execute("ANALYZE")
-                session.execute("RESET synchronous_commit")
-                session.execute(_FLUSH)
-        finally:
-            session.close()
+        self._analyze()
 
     def fail(self, error: BaseException) -> None:
         """End the load with *error*, from any thread: what is taken next raises it."""
@@ -189,6 +184,16 @@ class PartsLoader:
         for thread in self._threads:
             thread.join()
         self._schema.unlink(missing_ok=True)
+
+    def _analyze(self) -> None:
+        """Collect statistics by as many sessions as may load, then wait for the disk."""
+        with contextlib.ExitStack() as stack, refusal_as_error(f'cannot analyze database "{self._dbname}"'):
+            sessions = [stack.enter_context(contextlib.closing(self._connect())) for _ in range(self._jobs)]
+            for session in sessions:
+                session.execute("SET synchronous_commit TO off")
+            analyze_database(sessions)
+            sessions[0].execute("RESET synchronous_commit")
+            sessions[0].execute(_FLUSH)
 
     def _begin(self, described: PartsTables) -> None:
         self._encoding = described.encoding
@@ -240,7 +245,7 @@ class PartsLoader:
         pieces = iter(self._data)
         first = next(pieces, None)
         if first is not None:
-            self._run_section("data", _with_first(first, pieces))
+            self._run_section("data", itertools.chain([first], pieces))
 
     def _load_chunks(self) -> None:
         """Be one of the threads that load chunks."""
@@ -283,8 +288,3 @@ def number_of(file: str, suffix: str) -> int:
 def _drain(item: AnyItem) -> None:
     for _ in content_of(item):
         pass
-
-
-def _with_first(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest

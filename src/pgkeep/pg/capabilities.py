@@ -276,6 +276,11 @@ class Capabilities:
         return self.major >= 14
 
     @property
+    def has_analyze_only(self) -> bool:
+        """18 analyzes with a table what inherits from it, unless ``ANALYZE ONLY`` says not to."""
+        return self.major >= 18
+
+    @property
     def has_database_collation_version(self) -> bool:
         """15 records the collation version of each database, ``pg_database.datcollversion``."""
         return self.major >= 15

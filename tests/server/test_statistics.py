@@ -1,0 +1,93 @@
+"""Statistics of a whole database, collected by several sessions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from pgkeep.pg.capabilities import Capabilities
+from pgkeep.server.statistics import analyze_database
+from tests.lab.cluster import Cluster
+
+_TABLES = """
+CREATE TABLE part (id int, v text) PARTITION BY RANGE (id);
+CREATE TABLE part_low PARTITION OF part FOR VALUES FROM (MINVALUE) TO (0);
+CREATE TABLE part_high PARTITION OF part FOR VALUES FROM (0) TO (MAXVALUE) PARTITION BY RANGE (id);
+CREATE TABLE "part ""hi" PARTITION OF part_high FOR VALUES FROM (0) TO (MAXVALUE);
+INSERT INTO part SELECT g, g FROM generate_series(-50, 50) g;
+CREATE TABLE parent (id int);
+CREATE TABLE child (extra text) INHERITS (parent);
+INSERT INTO parent SELECT generate_series(1, 50);
+INSERT INTO child SELECT g, g FROM generate_series(1, 50) g;
+CREATE MATERIALIZED VIEW seen AS SELECT * FROM parent;
+CREATE TABLE two (a int, b int);
+INSERT INTO two SELECT g, g FROM generate_series(1, 100) g;
+CREATE STATISTICS of_two (dependencies) ON a, b FROM two;
+DO $$ BEGIN FOR i IN 1..120 LOOP EXECUTE format('CREATE TABLE small%s AS SELECT %s AS n', i, i); END LOOP; END $$;
+"""
+_FOUND = """
+    SELECT schemaname::text, tablename::text, attname::text, inherited FROM pg_stats
+    -- What they are kept in has rows, or has not, when its own turn comes.
+    WHERE tablename !~ '^pg_statistic'
+    UNION ALL SELECT '', stxname::text, '', false FROM pg_statistic_ext JOIN pg_statistic_ext_data ON stxoid = oid
+    ORDER BY 1, 2, 3, 4
+"""
+
+
+@pytest.fixture
+def databases(shared_cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Two databases of equal tables, without statistics."""
+    names = ("analyzed here", "analyzed there")
+    try:
+        for name in names:
+            shared_cluster.sql(f'CREATE DATABASE "{name}"')
+            shared_cluster.sql(_TABLES, dbname=name)
+        yield names
+    finally:
+        for name in names:
+            shared_cluster.sql(f'DROP DATABASE IF EXISTS "{name}"')
+
+
+def test_all_that_one_analyze_would_do(shared_cluster: Cluster, databases: tuple[str, str]) -> None:
+    """Three sessions leave the statistics that one ANALYZE leaves: partitions, children, views, system catalogs."""
+    ours, peers = databases
+    shared_cluster.sql("ANALYZE", dbname=peers)
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(shared_cluster.connect(ours, autocommit=True)) for _ in range(3)]
+        analyze_database(sessions)
+    expected = shared_cluster.sql(_FOUND, dbname=peers)
+    assert {"part_low", 'part "hi', "child", "seen", "small120", "pg_class", "of_two"} <= {row[1] for row in expected}
+    assert shared_cluster.sql(_FOUND, dbname=ours) == expected
+
+
+@pytest.mark.pg(">=18")
+def test_an_error_of_one_session_ends_all(shared_cluster: Cluster, databases: tuple[str, str]) -> None:
+    """What one session meets is raised when all have ended, and no session goes on."""
+    name = databases[0]
+    shared_cluster.sql(
+        "CREATE FUNCTION fails(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS "
+        "$$ BEGIN IF n = 120 AND current_setting('now.made', true) IS NULL THEN RAISE 'no'; END IF; RETURN n; END $$",
+        dbname=name,
+    )
+    with shared_cluster.connect(name) as connection:
+        connection.execute("SET now.made = 1")
+        connection.execute("CREATE INDEX ON small120 (fails(n))")
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(shared_cluster.connect(name, autocommit=True)) for _ in range(3)]
+        with pytest.raises(psycopg.errors.RaiseException, match="no"):
+            analyze_database(sessions)
+        assert {one.info.transaction_status for one in sessions} == {psycopg.pq.TransactionStatus.IDLE}
+
+
+def test_only_is_asked_for_where_it_is_known(shared_cluster: Cluster) -> None:
+    """ANALYZE ONLY is a statement from the version on that is said to have it."""
+    shared_cluster.sql("CREATE TABLE IF NOT EXISTS analyzed_only (i int)")
+    try:
+        shared_cluster.sql("ANALYZE ONLY analyzed_only")
+        is_known = True
+    except psycopg.errors.SyntaxError:
+        is_known = False
+    assert Capabilities(shared_cluster.major * 10000).has_analyze_only == is_known
