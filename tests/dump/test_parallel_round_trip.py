@@ -117,6 +117,30 @@ def test_one_worker_copies_whole_tables(
         large.sql("DROP DATABASE IF EXISTS alone")
 
 
+@pytest.mark.pg(">=18")
+def test_two_archives_as_once_made(
+    large: Cluster, large_digests: dict[str, str], bin_dir: Path, tmp_path: Path
+) -> None:
+    """A backup whose pieces are an archive by themselves, as it was made before, comes back; a table of it, too."""
+    backup = parallel_dump_of(large, "large", bin_dir=bin_dir, include_globals=False)
+    schema, tables, piece = (
+        f"{ROOT}/large.parts/{name}" for name in ("schema.dump", "tables.json", "data/000001.dump")
+    )
+    backup.content[piece] = backup.content[schema] + backup.content[piece]
+    described = json.loads(backup.content[tables])
+    assert described.pop("is_one_archive")
+    backup.content[tables] = json.dumps(described).encode()
+    arguments: dict[str, Any] = {"databases": ("large",), "new_database": "once", "tmpdir": tmp_path}
+    try:
+        restore_cluster(large, backup, bin_dir=bin_dir, **arguments)
+        assert digests(large, "once") == large_digests
+        large.sql("DROP TABLE kinds", dbname="once")
+        restore_cluster(large, backup, bin_dir=bin_dir, tables="kinds", **arguments)
+        assert digests(large, "once") == large_digests
+    finally:
+        large.sql("DROP DATABASE IF EXISTS once")
+
+
 def test_all_databases_and_globals(sampled: Cluster, bin_dir: Path, make_cluster: MakeCluster, tmp_path: Path) -> None:
     """All databases of a cluster come back in a new cluster, the globals first, strange names and row security."""
     backup = parallel_dump_of(sampled, bin_dir=bin_dir)

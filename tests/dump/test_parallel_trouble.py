@@ -7,23 +7,19 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pgkeep.errors import BackupUnusable, PgkeepError, ServerError
-from pgkeep.modes import parallel_dump_source
-from pgkeep.modes.dump_child import DumpChildren
 from pgkeep.modes.parallel_dump import ParallelDumpMode
-from pgkeep.modes.parallel_dump_listing import has_lock_room
 from pgkeep.pg.grants import grants
 from pgkeep.server.connection import Server
 from pgkeep.server.dump_snapshot import DumpSnapshot, check_no_pooler
 from pgkeep.server.table_facts import list_tables
 from tests.dump.fake_pooler import FakePooler
-from tests.dump.parallel import ROOT, make_large, options_for, parallel_dump, parallel_dump_of, parts, plan_parallel
+from tests.dump.parallel import ROOT, make_large, options_for, parallel_dump, parallel_dump_of, plan_parallel
 from tests.dump.sample import MemoryBackup, digests, restore_cluster, target_of
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.ledger import Ledger, check_ledger
@@ -227,34 +223,11 @@ def test_a_worker_whose_session_is_ended_ends_the_job(large: Cluster, bin_dir: P
                     MemoryBackup().accept(item)
                     large.sql(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                        "WHERE datname = 'large' AND query ~ 'max_locks_per_transaction'"
+                        "WHERE datname = 'large' AND query ~ 'row_security_active'"
                     )
 
         with pytest.raises(ServerError):
             run()
-
-
-@NEWEST
-def test_pg_dumps_share_the_room_for_locks(large: Cluster, bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two pg_dumps lock every table at once only where the server has room for that."""
-    with large.connect("large") as connection:
-        assert has_lock_room(connection, workers=2, tables=20)
-        assert not has_lock_room(connection, workers=8, tables=1000)
-    running: list[str] = []
-    run = DumpChildren.run
-
-    @contextlib.contextmanager
-    def run_alone(self: DumpChildren, program: str, *arguments: Any, **more: Any) -> Iterator[Any]:
-        assert program not in running
-        running.append(program)
-        with run(self, program, *arguments, **more) as child:
-            yield child
-        running.remove(program)
-
-    monkeypatch.setattr(DumpChildren, "run", run_alone)
-    monkeypatch.setattr(parallel_dump_source, "has_lock_room", lambda *_, **__: False)
-    backup = parallel_dump_of(large, "large", bin_dir=bin_dir)
-    assert {"schema.dump", "data/000001.dump"} <= set(parts(backup, "large"))
 
 
 def _lose(backup: MemoryBackup, path: str) -> None:

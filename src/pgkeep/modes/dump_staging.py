@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pgkeep.errors import SettingsError
-from pgkeep.streams.item import Buffer
+from pgkeep.streams.item import CHUNK_BYTES, Buffer
 
 _PREFIX = "staged-"
 
@@ -74,6 +74,13 @@ def write_staged(file: Path, chunks: Iterable[Buffer]) -> None:
                         f"cannot write to tmpdir {file.parent.parent}: {error.strerror}",
                         hint="point tmpdir at a larger file system",
                     ) from error
+
+
+def read_staged(file: Path) -> Iterator[bytes]:
+    """Yield the content of a *file* below ``tmpdir``."""
+    with open(file, "rb", buffering=0) as stream:
+        while piece := stream.read(CHUNK_BYTES):
+            yield piece
 
 
 def size_text(size_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""What a parallel dump asks a database before it reads rows: which tables workers copy, and whether locks have room."""
+"""What a parallel dump asks a database before it reads rows: which tables workers copy, and how."""
 
 from __future__ import annotations
 
@@ -43,27 +43,3 @@ def planned_tables(
     """Return how *tables* are copied."""
     has_ranges = has_ctid_ranges(session)
     return [plan.division.plan(table, has_ctid_ranges=has_ranges, ends=partial(key_ends, session)) for table in tables]
-
-
-def has_lock_room(session: psycopg.Connection[Any], *, workers: int, tables: int) -> bool:
-    """
-    Whether two pg_dumps may lock all tables of *session*'s database at once.
-
-    Args:
-        session: In the database.
-        workers: Of the job; each of them, and the holder of the snapshot, locks the tables that workers copy.
-        tables: How many those are.
-
-    Source:
-        ``src/backend/storage/lmgr/lock.c``, ``InitLocks``: room for so many locks and for twice as many holders, of
-        which half is left to others here.
-    """
-    [(relations, room)] = session.execute(
-        """
-        SELECT (SELECT count(*) FROM pg_catalog.pg_class
-                WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')),
-               current_setting('max_locks_per_transaction')::int8
-               * (current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8)
-        """
-    ).fetchall()
-    return bool(2 * relations + (workers + 1) * tables <= room)

@@ -125,6 +125,7 @@ class DatabaseParts:
                 )
                 for table in self.tables
             ],
+            is_one_archive=True,
         )
 
     def count(self) -> PartsComplete:

@@ -111,10 +111,13 @@ class PartsTables(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         encoding: Of the chunks: that of the database.
         tables: Those that workers copy.
+        is_one_archive: Whether the schema is the head of the archive that the pieces of ``data/`` go on with; each
+            was an archive by itself before.
     """
 
     encoding: str
     tables: list[PartsTable]
+    is_one_archive: bool = False
 
 
 class TableCount(msgspec.Struct, frozen=True, kw_only=True):

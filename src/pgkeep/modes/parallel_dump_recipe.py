@@ -34,6 +34,7 @@ def render_recipe(parts: DatabaseParts, suffix: str) -> str:
         for table in parts.tables
     )
     name = parts.database.name.replace("\n", " ")
+    rows = f"{_READERS[suffix]} {DATA_DIRECTORY}/*" if parts.pieces else "true"
     return f"""\
 #!/bin/sh
 # Brings back database {name} from the files beside this script, without pgkeep. It needs PostgreSQL's psql and
@@ -67,7 +68,7 @@ load() {{
 
 expect {DATA_DIRECTORY} {parts.pieces}
 pg_restore --exit-on-error --section=pre-data -d "$new" {SCHEMA_FILE}
-{_READERS[suffix]} {DATA_DIRECTORY}/* | pg_restore --exit-on-error --section=data -d "$new"
+{{ cat {SCHEMA_FILE}; {rows}; }} | pg_restore --exit-on-error --section=data -d "$new"
 {loads}
 pg_restore --exit-on-error --section=post-data -d "$new" {SCHEMA_FILE}
 psql -Xq -v ON_ERROR_STOP=1 -d "$new" -c ANALYZE

@@ -1,10 +1,9 @@
 """
 A parallel dump being read: workers fill chunks, the thread that reads the source takes them.
 
-Each worker takes a database to open, or a piece of work of an open one. Opening means: lock the tables, export a
-snapshot, hand out the work, then have pg_dump write the schema in that snapshot. The work is a second pg_dump, for the
-rows that no worker copies, and the ranges. Both pg_dumps read the whole catalog, so they run at the same time, unless
-that would fill the server's room for locks: each of them locks every table.
+Each worker takes a database to open, or a range of an open one. Opening means: lock the tables, export a snapshot, hand
+out the ranges, then have pg_dump write in that snapshot what is left. It runs once, since it reads the whole catalog:
+what it writes is divided into the definitions, which go before everything else, and the rows that no worker copies.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ import msgspec
 from pgkeep.errors import ServerError, ToolError
 from pgkeep.modes.dump_child import DumpChildren, finished, task_of
 from pgkeep.modes.dump_staging import size_text
+from pgkeep.modes.parallel_dump_archive import DividedArchive
 from pgkeep.modes.parallel_dump_chunks import copied_chunks, piped_chunks
-from pgkeep.modes.parallel_dump_listing import has_lock_room, planned_tables, worker_tables
+from pgkeep.modes.parallel_dump_listing import planned_tables, worker_tables
 from pgkeep.modes.parallel_dump_outbox import ChunkItem, LiveItem, Outbox, Stopped
 from pgkeep.modes.parallel_dump_parts import DatabaseParts, TableParts
 from pgkeep.modes.parallel_dump_plan import FORMAT, ParallelDumpPlan
@@ -36,7 +36,7 @@ from pgkeep.server.copy_out import copy_out
 from pgkeep.server.database import DatabaseProperties
 from pgkeep.server.dump_snapshot import DumpSnapshot, with_recovery_advice
 from pgkeep.server.waiting import let_arrivals_gather
-from pgkeep.streams.item import BytesItem, Item, ItemHeader
+from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader
 from pgkeep.streams.record import RecordHead
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ParallelDumpSource:
                 while (work := self._schedule.next()) is not None:
                     opened, part = work
                     if part is None:
-                        self._open(opened, importer)
+                        self._open(opened)
                     else:
                         part(importer)
                     self._schedule.done(opened, partial(self._complete, opened.database))
@@ -141,8 +141,8 @@ class ParallelDumpSource:
         if error is not None or is_last:
             self._outbox.end(error)
 
-    def _open(self, opened: _Opened, importer: _Importer) -> None:
-        """Hold a database still, hand out its work, and run pg_dump on it."""
+    def _open(self, opened: _Opened) -> None:
+        """Hold a database still, hand out its ranges, and run pg_dump on it."""
         parts, plan = opened.database, self._plan
         database = parts.database
         if not self._children.still_exists(database):
@@ -159,56 +159,42 @@ class ParallelDumpSource:
         self._snapshots[database.name] = snapshot
         tables = snapshot.query(lambda session: planned_tables(plan, session, snapshot.tables))
         parts.begin(tables, encoding=database.encoding)
-        rest: _Work = partial(self._dump_rest, parts, snapshot, tables)
         ranges: list[_Work] = [
             partial(self._copy, parts, table, copy)
             for table in parts.tables
             for copy in table.plan.copies(database.encoding)
         ]
-        has_room = snapshot.query(partial(has_lock_room, workers=plan.workers, tables=len(tables)))
-        self._schedule.add(opened, [rest, *ranges] if has_room else ranges)
-        self._dump_schema(parts, snapshot)
-        if not has_room:
-            rest(importer)
+        self._schedule.add(opened, ranges)
+        self._dump_rest(parts, snapshot, tables)
 
-    def _dump_schema(self, parts: DatabaseParts, snapshot: DumpSnapshot) -> None:
-        """Send the schema, then the list of tables, and let the database's chunks go."""
-        sections = ("pre-data", "post-data")
-        arguments = self._plan.command.arguments(parts.database.name, snapshot=snapshot.name, sections=sections)
-        with self._pg_dump(parts, arguments) as child:
-            chunks = finished(child)
-            # Its output begins when it has asked the server for everything: until then others may be sent.
-            first = next(chunks, b"")
-            live = LiveItem(parts.schema_path)
-            with self._lock:
-                self._live.add(live)
-            self._outbox.put_first(live)
-            live.feed(_with_first(bytes(first), chunks))
-            with self._lock:
-                self._live.discard(live)
-        self._outbox.put_first(_small(parts.tables_path, msgspec.json.encode(parts.describe())))
-        self._outbox.release(parts.database.name)
-
-    def _dump_rest(
-        self,
-        parts: DatabaseParts,
-        snapshot: DumpSnapshot,
-        tables: Sequence[TablePlan],
-        importer: _Importer,  # noqa: ARG002 - every piece of work is given it; pg_dump makes a session of its own
-    ) -> None:
-        """Send what workers do not copy, in pieces of one archive."""
+    def _dump_rest(self, parts: DatabaseParts, snapshot: DumpSnapshot, tables: Sequence[TablePlan]) -> None:
+        """Send the definitions, then the list of tables, let the chunks go, and send what workers do not copy."""
         plan = self._plan
         arguments = plan.command.arguments(
             parts.database.name,
             snapshot=snapshot.name,
-            sections=("data",),
             tables_without_data=[table.facts.quoted() for table in tables],
         )
         with self._pg_dump(parts, arguments) as child:
-            for pieces, close in piped_chunks(finished(child), plan, self._outbox):
+            archive = DividedArchive(finished(child), task=task_of(parts.database))
+            self._send_schema(parts, archive.head())
+            self._outbox.put_first(_small(parts.tables_path, msgspec.json.encode(parts.describe())))
+            self._outbox.release(parts.database.name)
+            for pieces, close in piped_chunks(archive.rows(), plan, self._outbox):
                 item = ChunkItem(parts.next_piece(plan.suffix), pieces, close)
                 parts.add_bytes(item.header.size)
                 self._outbox.put(item, database=parts.database.name)
+
+    def _send_schema(self, parts: DatabaseParts, head: Iterator[Buffer]) -> None:
+        # Its output begins when it has asked the server for everything: until then others may be sent.
+        first = bytes(next(head))
+        live = LiveItem(parts.schema_path)
+        with self._lock:
+            self._live.add(live)
+        self._outbox.put_first(live)
+        live.feed(_with_first(first, head))
+        with self._lock:
+            self._live.discard(live)
 
     def _copy(self, parts: DatabaseParts, table: TableParts, command: str, importer: _Importer) -> None:
         """Copy one range."""

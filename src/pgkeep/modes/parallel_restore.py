@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from pgkeep.errors import BackupUnusable
-from pgkeep.modes.dump_staging import write_staged
+from pgkeep.modes.dump_staging import read_staged, write_staged
 from pgkeep.modes.parallel_dump_outbox import Stopped
 from pgkeep.modes.parallel_dump_plan import (
     COMPLETE_FILE,
@@ -107,6 +107,7 @@ class PartsLoader:
         self._run_section = run_section
         self._where = where
         self._encoding = ""
+        self._is_one_archive = False
         self._tables: dict[str, LoadingTable] | None = None
         self._complete: PartsComplete | None = None
         self._has_schema = False
@@ -197,6 +198,7 @@ class PartsLoader:
 
     def _begin(self, described: PartsTables) -> None:
         self._encoding = described.encoding
+        self._is_one_archive = described.is_one_archive
         self._tables = {table.directory: LoadingTable(table) for table in described.tables}
         self._start(self._load_data)
         for _ in range(self._jobs if self._tables else 0):
@@ -244,8 +246,13 @@ class PartsLoader:
         """Be the thread that loads what pg_dump copied."""
         pieces = iter(self._data)
         first = next(pieces, None)
-        if first is not None:
-            self._run_section("data", itertools.chain([first], pieces))
+        head: Iterator[bytes] = iter(())
+        if self._is_one_archive:
+            # Needed without a piece, too: the values of sequences are in it.
+            head = read_staged(self._schema)
+        elif first is None:
+            return
+        self._run_section("data", itertools.chain(head, [first or b""], pieces))
 
     def _load_chunks(self) -> None:
         """Be one of the threads that load chunks."""

@@ -54,6 +54,7 @@ class Chunks:
             lacking = COMPLETE_FILE if described else TABLES_FILE
             raise BackupUnusable(f"{root}/{lacking} is missing", hint="use another backup")
         self.encoding = described[0].encoding
+        self.is_one_archive = described[0].is_one_archive
         self.complete = complete[0]
         self._counts = {table.directory: table for table in complete[0].tables}
         self._tables = {TableName(table.schema, table.name): table for table in described[0].tables}

@@ -113,7 +113,7 @@ class TableWorkshop:
 
     def _fill(self, tables: Sequence[TableName]) -> None:
         """Load what pg_dump copied of *tables*, and the values of sequences."""
-        if self._chunks is not None and not self._chunks.complete.data_pieces:
+        if self._chunks is not None and not (self._chunks.is_one_archive or self._chunks.complete.data_pieces):
             return
         listing = self._staging / "rows.list"
         listing.write_bytes(rows_listed(self._listed(), tables))
@@ -166,6 +166,8 @@ class TableWorkshop:
                 f"{directory.rstrip('/')} has {len(pieces)} pieces, expected {self._chunks.complete.data_pieces}",
                 hint="restore again; if it is lost, use another backup",
             )
+        if self._chunks.is_one_archive:
+            yield from self._content(f"{self._path}/{SCHEMA_FILE}")
         for item in pieces:
             yield from decompress(content_of(item), self._compression)
 
