@@ -408,3 +408,34 @@ def test_a_role_with_the_granted_rights_is_enough(large: Cluster, bin_dir: Path,
         large.sql("DROP DATABASE IF EXISTS back")
         large.sql("DROP OWNED BY keeper", dbname="large")
         large.sql("DROP OWNED BY keeper; DROP ROLE keeper")
+
+
+@NEWEST
+def test_foreign_partition_that_nobody_answers_for(large: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """A foreign table comes back as a definition; that its parent cannot be analyzed is told, and ends nothing."""
+    large.sql("CREATE DATABASE far")
+    try:
+        with large.connect("far") as connection:
+            connection.execute(_FOREIGN.encode())
+        backup = parallel_dump_of(large, "far", bin_dir=bin_dir, include_globals=False)
+        _, _, warned = restore_cluster(
+            large, backup, bin_dir=bin_dir, databases=("far",), new_database="near", tmpdir=tmp_path
+        )
+        [warning] = warned
+        assert warning.startswith("not analyzed: public.p: ")
+        assert 'foreign-data wrapper "nobody" has no handler' in warning
+        assert large.value("SELECT count(*) FROM here", dbname="near") == 3
+        assert large.value("SELECT relkind::text FROM pg_class WHERE relname = 'there'", dbname="near") == "f"
+    finally:
+        large.sql("DROP DATABASE IF EXISTS near")
+        large.sql("DROP DATABASE far")
+
+
+_FOREIGN = """
+CREATE FOREIGN DATA WRAPPER nobody;
+CREATE SERVER elsewhere FOREIGN DATA WRAPPER nobody;
+CREATE TABLE p (id int) PARTITION BY RANGE (id);
+CREATE TABLE here PARTITION OF p FOR VALUES FROM (0) TO (10);
+CREATE FOREIGN TABLE there PARTITION OF p FOR VALUES FROM (10) TO (20) SERVER elsewhere;
+INSERT INTO here VALUES (1), (2), (3);
+"""

@@ -64,22 +64,41 @@ def test_all_that_one_analyze_would_do(shared_cluster: Cluster, databases: tuple
 
 
 @pytest.mark.pg(">=18")
-def test_an_error_of_one_session_ends_all(shared_cluster: Cluster, databases: tuple[str, str]) -> None:
-    """What one session meets is raised when all have ended, and no session goes on."""
+def test_a_table_that_cannot_be_analyzed(shared_cluster: Cluster, databases: tuple[str, str]) -> None:
+    """Among many tables one whose function fails is named, with the reason, and all others are analyzed."""
     name = databases[0]
-    shared_cluster.sql(
-        "CREATE FUNCTION fails(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS "
-        "$$ BEGIN IF n = 120 AND current_setting('now.made', true) IS NULL THEN RAISE 'no'; END IF; RETURN n; END $$",
-        dbname=name,
-    )
-    with shared_cluster.connect(name) as connection:
-        connection.execute("SET now.made = 1")
-        connection.execute("CREATE INDEX ON small120 (fails(n))")
+    make_fail(shared_cluster, name, "RAISE 'no'")
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(shared_cluster.connect(name, autocommit=True)) for _ in range(3)]
-        with pytest.raises(psycopg.errors.RaiseException, match="no"):
+        [refused] = analyze_database(sessions)
+    assert refused.startswith("public.small120: no")
+    analyzed = "SELECT count(DISTINCT tablename) FROM pg_stats WHERE tablename ~ '^small'"
+    assert shared_cluster.value(analyzed, dbname=name) == 119
+
+
+@pytest.mark.pg(">=18")
+def test_a_lost_session_ends_all(shared_cluster: Cluster, databases: tuple[str, str]) -> None:
+    """When the server ends one session, that is raised when all have ended, and no session goes on."""
+    name = databases[0]
+    make_fail(shared_cluster, name, "PERFORM pg_terminate_backend(pg_backend_pid())")
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(shared_cluster.connect(name, autocommit=True)) for _ in range(3)]
+        with pytest.raises(psycopg.errors.AdminShutdown):
             analyze_database(sessions)
-        assert {one.info.transaction_status for one in sessions} == {psycopg.pq.TransactionStatus.IDLE}
+        assert [one.closed for one in sessions].count(True) == 1
+        idle = psycopg.pq.TransactionStatus.IDLE
+        assert [one.info.transaction_status for one in sessions if not one.closed] == [idle, idle]
+
+
+def make_fail(cluster: Cluster, dbname: str, statement: str) -> None:
+    """Give table ``small120`` an index whose function runs *statement* when it is analyzed."""
+    with cluster.connect(dbname) as connection:
+        connection.execute("SET now.made = 1")
+        connection.execute(
+            "CREATE FUNCTION fails(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN "
+            f"IF current_setting('now.made', true) IS NULL THEN {statement}; END IF; RETURN n; END $$".encode()
+        )
+        connection.execute("CREATE INDEX ON small120 (fails(n))")
 
 
 def test_only_is_asked_for_where_it_is_known(shared_cluster: Cluster) -> None:

@@ -173,6 +173,7 @@ class DumpRestorer:
             connect=lambda: self._server.session(dbname=dbname),
             run_section=run_section,
             where=self._server.where,
+            warn=self._warn,
         )
 
     def publish(self, loaded: LoadedDatabase) -> None:

@@ -84,6 +84,7 @@ class PartsLoader:
         connect: Returns a session in the database.
         run_section: Runs pg_restore for one section: from a file, or from what it is given.
         where: The server's place, for messages.
+        warn: Called for what is no reason to end.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class PartsLoader:
         connect: Callable[[], Any],
         run_section: RunSection,
         where: str,
+        warn: Callable[[str], None],
     ) -> None:
         self._dbname = dbname
         self._root = root
@@ -106,6 +108,7 @@ class PartsLoader:
         self._connect = connect
         self._run_section = run_section
         self._where = where
+        self._warn = warn
         self._encoding = ""
         self._is_one_archive = False
         self._tables: dict[str, LoadingTable] | None = None
@@ -192,7 +195,8 @@ class PartsLoader:
             sessions = [stack.enter_context(contextlib.closing(self._connect())) for _ in range(self._jobs)]
             for session in sessions:
                 session.execute("SET synchronous_commit TO off")
-            analyze_database(sessions)
+            for refused in analyze_database(sessions):
+                self._warn(f"not analyzed: {refused}")
             sessions[0].execute("RESET synchronous_commit")
             sessions[0].execute(_FLUSH)
 
@@ -246,13 +250,10 @@ class PartsLoader:
         """Be the thread that loads what pg_dump copied."""
         pieces = iter(self._data)
         first = next(pieces, None)
-        head: Iterator[bytes] = iter(())
-        if self._is_one_archive:
-            # Needed without a piece, too: the values of sequences are in it.
-            head = read_staged(self._schema)
-        elif first is None:
-            return
-        self._run_section("data", itertools.chain(head, [first or b""], pieces))
+        # The head is needed without a piece, too: the values of sequences are in it.
+        head = read_staged(self._schema) if self._is_one_archive else iter(())
+        if self._is_one_archive or first is not None:
+            self._run_section("data", itertools.chain(head, [first or b""], pieces))
 
     def _load_chunks(self) -> None:
         """Be one of the threads that load chunks."""

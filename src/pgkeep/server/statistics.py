@@ -5,32 +5,38 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psycopg
 
 from pgkeep.pg.capabilities import Capabilities
+from pgkeep.server.refusals import one_line
 
-if TYPE_CHECKING:
-    import psycopg
-
+_ONLY = "ONLY "
 _BATCH_TABLES = 50
 _BATCH_BYTES = 8 << 20
 
 
-def analyze_database(sessions: Sequence[psycopg.Connection[Any]]) -> None:
+def analyze_database(sessions: Sequence[psycopg.Connection[Any]]) -> list[str]:
     """
     Analyze what ``ANALYZE`` without a name does, by all *sessions*, which are in one database, at the same time.
 
+    Returns:
+        What could not be analyzed, and why, for people: a partition that is a foreign table nobody answers for is no
+        reason to leave all other tables without statistics.
+
     Raises:
-        psycopg.Error: The first that any of them met; all have ended their work then.
+        psycopg.Error: A session is lost or was cancelled; all have ended their work then.
     """
     first, *others = sessions
-    statements = deque(_statements(first))
+    batches = deque(_batches(first))
+    refused: list[str] = []
     errors: list[BaseException] = []
 
     def work(session: psycopg.Connection[Any]) -> None:
         try:
-            while statement := _next(statements, errors):
-                session.execute(statement.encode())
+            while not errors and (batch := _next(batches)):
+                refused.extend(_analyze(session, batch))
         except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
             errors.append(error)
 
@@ -45,20 +51,34 @@ def analyze_database(sessions: Sequence[psycopg.Connection[Any]]) -> None:
         thread.join()
     if errors:
         raise errors[0]
+    return sorted(refused)
 
 
-def _next(statements: deque[str], errors: Sequence[BaseException]) -> str:
-    """Return what is to be done next; empty for nothing."""
-    if errors:
-        return ""
+def _next(batches: deque[list[str]]) -> list[str]:
+    """Return what is to be done next; nothing when all is given out."""
     try:
-        return statements.popleft()
+        return batches.popleft()
     except IndexError:
-        return ""
+        return []
 
 
-def _statements(session: psycopg.Connection[Any]) -> Iterator[str]:
-    """Yield statements for all tables, system catalogs too: the largest first, small ones several at a time."""
+def _analyze(session: psycopg.Connection[Any], batch: Sequence[str]) -> list[str]:
+    """Analyze the tables of *batch*, one by one where not all can be; return what could not, and why."""
+    try:
+        session.execute(f"ANALYZE {', '.join(batch)}".encode())
+    except psycopg.errors.QueryCanceled:
+        raise
+    except psycopg.Error as error:
+        if session.closed:
+            raise
+        if len(batch) == 1:
+            return [f"{batch[0].removeprefix(_ONLY)}: {one_line(str(error))}"]
+        return [line for name in batch for line in _analyze(session, [name])]
+    return []
+
+
+def _batches(session: psycopg.Connection[Any]) -> Iterator[list[str]]:
+    """Yield the names of all tables, system catalogs too: the largest first, small ones several at a time."""
     # Without ONLY what is beneath a table is analyzed with it: partitions of a partitioned one, from 18 on children.
     has_only = Capabilities(session.info.server_version).has_analyze_only
     rows = session.execute(
@@ -75,9 +95,9 @@ def _statements(session: psycopg.Connection[Any]) -> Iterator[str]:
     total = 0
     for name, size in rows:
         if batch and (len(batch) == _BATCH_TABLES or total + size > _BATCH_BYTES):
-            yield f"ANALYZE {', '.join(batch)}"
+            yield batch
             batch, total = [], 0
-        batch.append(f"ONLY {name}" if has_only else name)
+        batch.append(f"{_ONLY}{name}" if has_only else name)
         total += size
     if batch:
-        yield f"ANALYZE {', '.join(batch)}"
+        yield batch
