@@ -12,6 +12,9 @@ from pgkeep.errors import PgkeepError
 
 ARCHIVE_COMMANDS = ("archive-push", "archive-get")
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+COMPLETION_VARIABLE = "_PGKEEP_COMPLETE"
+"""In the environment when a shell asks how a command line may go on; typer answers."""
+
 SIGNALLED_STATUS = 128
 """Exit status of a command that a signal ended, plus the signal's number, as shells have it."""
 
@@ -47,15 +50,31 @@ def main() -> None:
 
         sys.exit(archive_main(sys.argv[1], sys.argv[2:]))
     _end_in_order()
-    from pgkeep.cli.commands import app
+    from pgkeep.cli.plain_call import read_plain_call
 
     try:
-        app(prog_name="pgkeep")
+        call = None if COMPLETION_VARIABLE in os.environ else read_plain_call(sys.argv[1:])
+        if call is None:
+            from pgkeep.cli.commands import app
+
+            app(prog_name="pgkeep")
+        else:
+            call.run()
     except PgkeepError as error:
         sys.exit(fail(error))
     except Interrupted as interrupted:
         say(f"interrupted by {signal.Signals(interrupted.number).name}")
         sys.exit(SIGNALLED_STATUS + interrupted.number)
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere: whoever read it has left."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _end_in_order() -> None:

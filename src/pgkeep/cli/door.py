@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgkeep.cli.options import NOT_BUILT
 from pgkeep.cli.output import warn
+from pgkeep.cli.unbuilt_options import NOT_BUILT
 from pgkeep.errors import UsageError
 from pgkeep.settings import Resolved, from_flags, read_config, resolve
 

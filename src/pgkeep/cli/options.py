@@ -8,11 +8,8 @@ from typing import Any, Optional
 
 import typer
 
+from pgkeep.cli.unbuilt_options import NOT_BUILT
 from pgkeep.settings import CliOption, cli_options
-from pgkeep.settings.unbuilt import NOT_BUILT as UNBUILT
-
-NOT_BUILT = UNBUILT | {"abort_on_error", "debug", "profile", "state_dir", "timeout", "wal_restore_dir"}
-"""Parameters that no command acts on yet: no option of any command; where a file sets one, there is a warning."""
 
 
 def with_options(verb: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
