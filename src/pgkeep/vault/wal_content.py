@@ -69,21 +69,24 @@ class ContentCheck:
 
 def extents(content: Iterable[Buffer]) -> Iterator[Buffer]:
     """Yield *content* again in buffers of FRAME_BYTES, the last one shorter, each valid until the next is asked for."""
-    pending = bytearray()
+    held = memoryview(b"")
+    filled = 0
     for buffer in content:
         view = memoryview(buffer)
-        if not pending and len(view) == FRAME_BYTES:
+        if not filled and len(view) == FRAME_BYTES:
             yield view
             continue
+        held = held or memoryview(bytearray(FRAME_BYTES))
         while view:
-            taken = view[: FRAME_BYTES - len(pending)]
-            pending += taken
-            view = view[len(taken) :]
-            if len(pending) == FRAME_BYTES:
-                yield pending
-                pending = bytearray()
-    if pending:
-        yield pending
+            length = min(len(view), FRAME_BYTES - filled)
+            held[filled : filled + length] = view[:length]
+            filled += length
+            view = view[length:]
+            if filled == FRAME_BYTES:
+                yield held
+                filled = 0
+    if filled:
+        yield held[:filled]
 
 
 def sealed_content(fd: int, *, name: str) -> Iterator[memoryview]:
