@@ -18,6 +18,7 @@ Names in a vault: which file is where, and what a volume's members are called.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 
 from pgkeep.errors import FormatError, UsageError
@@ -49,6 +50,8 @@ def check_cluster_name(name: str) -> str:
     return name
 
 
+# Asked once for every member of a volume, about one or a few of them.
+@functools.lru_cache(maxsize=64)
 def is_backup_id(name: str) -> bool:
     """Tell whether *name* is a backup id: ``20261120T204800Z-F``."""
     if _BACKUP_ID.fullmatch(name) is None:
