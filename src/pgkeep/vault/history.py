@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from pgkeep.errors import BackupUnusable, UsageError, VaultError
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.streams.record import Level, RecordHead, new_backup_id
 from pgkeep.vault.vault import ClusterVault, HeldBackup
@@ -30,8 +31,12 @@ class VaultHistory:
 
     def has(self, backup_id: str) -> bool:
         """Tell whether the vault has the backup *backup_id*, with a record that can be read."""
-        known = (head.backup_id for head in self._cluster.scan_backups() if isinstance(head, RecordHead))
-        return backup_id in known
+        # Its own record alone: a chain asks for each of its members, of as many backups as there are.
+        try:
+            self._cluster.head(backup_id)
+        except (UsageError, VaultError, BackupUnusable):
+            return False
+        return True
 
     def wal_held(self) -> WalPosition | None:
         """
@@ -39,12 +44,8 @@ class VaultHistory:
 
         What the server archived into the vault since that backup counts: it need not be sent again.
         """
-        newest = None
-        for head in self._cluster.scan_backups():
+        for head in self._cluster.scan_backups(newest_first=True):
             if isinstance(head, RecordHead) and head.wal is not None:
-                newest = head
-        if newest is None or newest.wal is None:
-            return None
-        timeline = Timeline(newest.wal.timeline)
-        end = Lsn.parse(newest.wal.stop)
-        return WalPosition(timeline, max(end, held_through(self._cluster.archive, timeline, end)))
+                timeline, end = Timeline(head.wal.timeline), Lsn.parse(head.wal.stop)
+                return WalPosition(timeline, max(end, held_through(self._cluster.archive, timeline, end)))
+        return None

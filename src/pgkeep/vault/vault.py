@@ -296,9 +296,13 @@ class ClusterVault:
             heads.append(found)
         return heads
 
-    def scan_backups(self) -> Iterator[RecordHead | Unreadable]:
-        """Yield the head of each backup, oldest first, and for a damaged record the reason."""
-        for backup_id in self.backup_ids():
+    def scan_backups(self, *, newest_first: bool = False) -> Iterator[RecordHead | Unreadable]:
+        """
+        Yield the head of each backup, oldest first unless *newest_first*, and for a damaged record the reason.
+
+        Each is read when it is asked for.
+        """
+        for backup_id in self.backup_ids()[:: -1 if newest_first else 1]:
             try:
                 yield read_head(self.backup_directory(backup_id))
             except FileNotFoundError:
@@ -339,13 +343,12 @@ class ClusterVault:
 
     def newest(self, *, mode: str, levels: frozenset[Level], with_files: bool = False) -> HeldBackup | None:
         """Return the newest backup of *mode* and one of *levels*; *with_files*: one with a file list of its own."""
-        newest = None
-        for head in self.scan_backups():
+        for head in self.scan_backups(newest_first=True):
             if not isinstance(head, RecordHead) or head.mode != mode or head.level not in levels:
                 continue
             if head.has_files or not with_files:
-                newest = head
-        return None if newest is None else HeldBackup(self, newest)
+                return HeldBackup(self, head)
+        return None
 
     def pin(self, backup_id: str, *, reason: str = "") -> None:
         """Keep *backup_id* and what it needs from being expired."""
