@@ -2,8 +2,8 @@
 Block-level backups of mode pitr_block, and their restore, each against the peers that do the same.
 
 The server is PostgreSQL 17 of Debian trixie, the newest that the pgBackRest of that release backs up; it summarizes its
-WAL. Between any two backups of a side one row changes in each of the same blocks, 1 % of all, and the server has
-made a checkpoint and summarized its WAL, as at the end of a day. Every backup builds on the one before it.
+WAL. Between two backups of a side one row changes in each of the same blocks, 1 % of all, and the server has made a
+checkpoint and summarized its WAL, as at the end of a day. Then each side backs that up, once, on its backup before.
 
 Durability is equal: pgBackRest syncs what it writes, pg_basebackup and pg_combinebackup sync their output at the end,
 and so does pgkeep (volumes, WAL and record of a backup; the target after each backup of a chain that is rolled
@@ -18,6 +18,7 @@ PGKEEP_BENCH_SCALE is pgbench's scale, 115 for 2 GB.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -101,6 +102,16 @@ class BlockBench:
                 raise SystemExit(f"bench: the server has not summarized its WAL up to {redo}")
             pause.wait(0.1)
 
+    def change_once_a_round(self) -> Callable[[], None]:
+        """Return what changes blocks before the first side of a round, so that both build on the same changes."""
+        turns = itertools.cycle((True, False))
+
+        def change() -> None:
+            if next(turns):
+                self.change()
+
+        return change
+
     def scratch(self, name: str) -> Path:
         """Return a path for a directory to be made, with nothing there."""
         path = self.server.directory / name
@@ -134,7 +145,7 @@ def incremental_pgbackrest(bench: BlockBench) -> Result:
         ours, peer = alternate(
             lambda: bench.backup("incremental"),
             lambda: run([*command, "--type=incr", "backup"]),
-            before=bench.change,
+            before=bench.change_once_a_round(),
         )
     bench.server.configure(archive_mode="off")
     return Result("block-incr-pgbackrest", ours, "pgbackrest backup --type=incr, bundle and block", peer, 0.35)
@@ -145,7 +156,7 @@ def incremental_basebackup(bench: BlockBench) -> Result:
     bench.backup("full")
     _forget(bench)
     bench.base_backup()
-    ours, peer = alternate(lambda: bench.backup("incremental"), bench.base_backup, before=bench.change)
+    ours, peer = alternate(lambda: bench.backup("incremental"), bench.base_backup, before=bench.change_once_a_round())
     _forget(bench)
     return Result("block-incr-basebackup", ours, "pg_basebackup --incremental", peer, 1.1)
 

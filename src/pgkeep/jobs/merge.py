@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from pgkeep.jobs.backup import RecordingSink
 from pgkeep.jobs.merging.chain import chain_to_merge, merged_id
 from pgkeep.jobs.merging.source import MergedSource
 from pgkeep.streams.record import RecordHead, RecordTail
@@ -14,7 +14,11 @@ from pgkeep.vault.sink import VaultSink
 from pgkeep.vault.stored_chain import StoredChain
 from pgkeep.vault.vault import ClusterVault
 
-Watch = Callable[[VaultSink], AbstractContextManager[RecordingSink]]
+if TYPE_CHECKING:
+    # It brings the libraries for servers, and a merge needs none.
+    from pgkeep.jobs.backup import RecordingSink
+
+Watch: TypeAlias = "Callable[[VaultSink], AbstractContextManager[RecordingSink]]"
 """Puts something that watches in front of a sink; leaving it leaves the sink."""
 
 
