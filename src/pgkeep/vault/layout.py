@@ -13,6 +13,8 @@ Names in a vault: which file is where, and what a volume's members are called.
                                  /writing                  locked by the job that writes it
              /wal/                                         see vault/wal_archive.py
              /wal-index/                                   a cache, see vault/wal_index.py
+             /wal-holes.jsonl                              see vault/wal_holes.py
+             /proofs/                                      see vault/proofs.py
 """
 
 from __future__ import annotations
