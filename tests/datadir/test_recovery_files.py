@@ -17,6 +17,7 @@ from pgkeep.datadir.recovery_files import (
     missing_configuration,
     remove_settings,
     remove_signals,
+    synchronous_standbys,
     write_missing_configuration,
 )
 from pgkeep.errors import PgkeepError
@@ -176,3 +177,14 @@ def test_a_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert raised.value.message == f"cannot write {tmp_path}/postgresql.auto.conf: Input/output error"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"postgresql.auto.conf": ORIGINAL}
+
+
+def test_the_standbys_that_commits_would_wait_for(tmp_path: Path) -> None:
+    """What ALTER SYSTEM has set wins over postgresql.conf, and an empty value stands for nobody."""
+    assert synchronous_standbys(tmp_path) == ""
+    (tmp_path / "postgresql.conf").write_text("#synchronous_standby_names = 'x'\nSynchronous_Standby_Names = 'a, b'\n")
+    assert synchronous_standbys(tmp_path) == "a, b"
+    (tmp_path / "postgresql.auto.conf").write_text("synchronous_standby_names = 'FIRST 1 (pgkeep_main)'\n")
+    assert synchronous_standbys(tmp_path) == "FIRST 1 (pgkeep_main)"
+    (tmp_path / "postgresql.auto.conf").write_text("synchronous_standby_names = ''\n")
+    assert synchronous_standbys(tmp_path) == ""

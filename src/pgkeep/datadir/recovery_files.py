@@ -19,6 +19,7 @@ from pgkeep.datadir.durable import remove_file, write_file
 from pgkeep.datadir.owner import Owner
 from pgkeep.errors import PgkeepError
 from pgkeep.pg import data_directory as names
+from pgkeep.pg.configuration_file import settings_of
 from pgkeep.pg.recovery import render_setting, render_settings
 
 AUTO_CONFIGURATION = "postgresql.auto.conf"
@@ -159,6 +160,16 @@ def foreign_places(data_directory: Path) -> dict[str, str]:
             value = value[1:-1].replace("''", "'")
         if value and os.path.normpath(data_directory / value) != os.path.normpath(data_directory):
             found[match[1].lower()] = value
+    return found
+
+
+def synchronous_standbys(data_directory: Path) -> str:
+    """Return what ``synchronous_standby_names`` is in the directory's own files; empty when commits wait for nobody."""
+    found = ""
+    for name in (CONFIGURATION, AUTO_CONFIGURATION):
+        for setting, value in settings_of(_read(data_directory / name)):
+            if setting == "synchronous_standby_names":
+                found = value
     return found
 
 

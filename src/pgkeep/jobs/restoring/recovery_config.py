@@ -11,6 +11,7 @@ from pgkeep.datadir.recovery_files import (
     RecoveryFiles,
     Signal,
     foreign_places,
+    synchronous_standbys,
     write_missing_configuration,
 )
 from pgkeep.datadir.write_errors import write_errors
@@ -54,6 +55,13 @@ def write_recovery_files(state: RestoreState, settings: dict[str, str], *, warn:
             warn(f"the backup held no {name}: wrote a minimal one; put your own in its place")
     for name, value in foreign_places(data_directory).items():
         warn(f"postgresql.conf sets {name} to {value}: mend it before starting the server by other means")
+    waits_for = synchronous_standbys(data_directory) if state.standby is None else ""
+    if waits_for:
+        # Behind the fence nothing waits; whoever starts it by other means, and everybody later, does.
+        warn(
+            f"synchronous_standby_names is {waits_for}: once the server is open, every commit waits for those "
+            "standbys, which may not be there; to do without: ALTER SYSTEM SET synchronous_standby_names = ''"
+        )
     with write_errors(f"complete {data_directory}"):
         write_file(state.wal_plan_path, state.wal_plan.encode(), owner=owner)
         state.target_directories.complete()
