@@ -25,6 +25,9 @@ class Receiver(Job):
         place = [f"--spool-dir={self.spool.parent}", *keeper.server_options(cluster)]
         super().__init__(keeper, "receive", *place, *arguments, at=at)
 
+    def __enter__(self) -> Receiver:
+        return self
+
     @property
     def is_streaming(self) -> bool:
         """Whether it has said that the server streams."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.named_tests import report_results
 from pgkeep.cli.output import say, warn
+from pgkeep.cli.receive import slot_of
 from pgkeep.jobs.check import CheckRequest, check
 from pgkeep.jobs.connection import open_source
 from pgkeep.modes.physical_wal import WalOptions
@@ -36,5 +38,8 @@ def run(call: Call, *, as_json: bool) -> None:
         bin_dir=call.bin_dir,
         config_problems=check_config(config),
         track_replication_state=settings.flag("track_replication_state"),
+        spool=Path(settings.require("spool_dir")) / call.cluster_name,
+        receive_slot=settings.text("slot_name") or slot_of(call.cluster_name),
+        window_seconds=settings.number("cdp_window_seconds"),
     )
     report_results(check(request), as_json=as_json)

@@ -122,13 +122,20 @@ def rollback(
 def info(
     cluster: Annotated[str, typer.Argument(metavar="[CLUSTER]", help="One cluster; all when left out.")] = "",
     json: Json = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Write metrics in the text format of Prometheus to stdout.")
+    ] = False,
+    metrics_file: Annotated[
+        str, typer.Option("--metrics-file", metavar="FILE", help="Write them to this file, in one step.")
+    ] = "",
     *,
     values: dict[str, Any],
 ) -> None:
     """Show the backups, and from when to when each cluster can be recovered."""
     from pgkeep.cli.info import run
 
-    run(open_call("info", cluster, values), as_json=json)
+    call = open_call("info", cluster, values)
+    run(call, as_json=json, as_metrics=metrics, metrics_file=metrics_file)
 
 
 @app.command()

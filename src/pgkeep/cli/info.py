@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from pathlib import Path
+
 import msgspec
 
 from pgkeep.cli.door import Call
-from pgkeep.cli.output import print_json, print_line
+from pgkeep.cli.output import print_json, print_line, warn
+from pgkeep.errors import UsageError
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.info import BackupInfo, ClusterInfo, cluster_info
+from pgkeep.jobs.metrics import metrics_text, write_metrics
+from pgkeep.jobs.recovery.windows import Hole, Window
+from pgkeep.spool.state import ReceiverState
 
 
-def run(call: Call, *, as_json: bool) -> None:
-    """Show one cluster, or all."""
-    vault = call.vault()
+def run(call: Call, *, as_json: bool, as_metrics: bool = False, metrics_file: str = "") -> None:
+    """
+    Show one cluster, or all.
+
+    Raises:
+        UsageError: Two forms are asked for at once.
+        VaultError: The vault, or the file of metrics, does not do.
+    """
+    if as_json + as_metrics + bool(metrics_file) > 1:
+        raise UsageError("expected one of --json, --metrics and --metrics-file")
+    vault, spool_dir = call.vault(), Path(call.settings.require("spool_dir"))
     infos = []
     for name in [call.cluster_name] if call.cluster_name else vault.clusters():
         with vault.cluster(name) as cluster:
-            infos.append(cluster_info(cluster))
+            infos.append(cluster_info(cluster, spool=spool_dir / name, warn=warn))
+    if metrics_file:
+        write_metrics(Path(metrics_file), metrics_text(infos, now=dt.datetime.now(dt.UTC)))
+        return
+    if as_metrics:
+        print_line(metrics_text(infos, now=dt.datetime.now(dt.UTC)).rstrip("\n"))
+        return
     if as_json:
         print_json([_document(info) for info in infos])
         return
@@ -30,15 +51,14 @@ def _print(info: ClusterInfo) -> None:
     print_line(f"cluster {info.name}: {info.status}")
     print_line(f"  PostgreSQL {info.major}, system identifier {info.system_identifier}")
     for window in info.windows:
-        print_line(
-            f"  recoverable: {_short(window.start_time)} .. {_short(window.end_time)}, "
-            f"{window.start_lsn} .. {window.end_lsn}, timeline {window.timeline}"
-        )
+        _print_window(window)
+    _print_proofs(info)
     for gap in info.gaps:
         print_line(f"  gap: WAL {gap.start} .. {gap.stop} on timeline {gap.timeline} is missing")
     for hole in info.holes:
-        where = f"{hole.start} .. {hole.stop} on timeline {hole.timeline}"
-        print_line(f"  hole: WAL {where} was not received ({_short(hole.time)})")
+        print_line(f"  hole: WAL {hole.start} .. {hole.stop} on timeline {hole.timeline}: {_why(hole)}")
+    if info.receiver is not None:
+        _print_receiver(info.receiver)
     for held in info.wal:
         print_line(f"  wal: {held.first.name} .. {held.last.name} ({held.segments} segments)")
     if info.backups:
@@ -49,6 +69,48 @@ def _print(info: ClusterInfo) -> None:
         print_line(f"    {backup_id}  UNREADABLE: {reason}")
     for backup_id in info.leftovers:
         print_line(f"    {backup_id}  left by a killed job; pgkeep expire removes it")
+
+
+def _print_window(window: Window) -> None:
+    print_line(
+        f"  recoverable: {_short(window.start_time)} .. {_short(window.end_time)}, "
+        f"{window.start_lsn} .. {window.end_lsn}, timeline {window.timeline}"
+    )
+    if window.last_commit_time:
+        where = " (its segment was received in part)" if window.ends_in_partial else ""
+        print_line(f"  last commit: {window.last_commit_time[:10]} {window.last_commit_time[11:23]}Z{where}")
+
+
+def _print_proofs(info: ClusterInfo) -> None:
+    proved, last = info.proved, info.last_drill
+    if proved is not None:
+        reached = _short(proved.reached_time) if proved.reached_time else "no transaction"
+        where = f"{proved.reached_lsn} on timeline {proved.timeline}"
+        print_line(f"  proved: {reached}, {where}, by the drill of {_short(proved.time)} ({proved.backup_id})")
+    if last is not None and last.result == "failed":
+        print_line(f"  DRILL FAILED: {_short(last.time)}, {last.target} from {last.backup_id}")
+
+
+def _why(hole: Hole) -> str:
+    noticed = f" ({_short(hole.time)})" if hole.time else ""
+    advice = "" if hole.is_before_base else "; make a base backup now"
+    match hole.kind:
+        case "lost":
+            return f"lost, it was not received{noticed}{advice}"
+        case "delayed":
+            return f"delayed, {hole.reason}"
+        case _:
+            return f"never received{advice}"
+
+
+def _print_receiver(state: ReceiverState) -> None:
+    how = "streaming" if state.is_streaming else "NOT streaming"
+    print_line(
+        f"  receiver at {_short(state.time)}: {how}, server {state.server_lsn or '?'}, "
+        f"received {state.received_lsn or '?'}, shipped {state.shipped_lsn or '?'}"
+    )
+    for trouble in state.troubles.values():
+        print_line(f"    TROUBLE: {trouble}")
 
 
 def _print_backup(backup: BackupInfo) -> None:
@@ -94,9 +156,15 @@ def _document(info: ClusterInfo) -> dict[str, object]:
                 "end_lsn": w.end_lsn,
                 "timeline": w.timeline,
                 "base": w.base,
+                "newest_base": w.newest_base,
+                "last_commit_time": w.last_commit_time,
+                "ends_in_partial": w.ends_in_partial,
             }
             for w in info.windows
         ],
+        "proved": msgspec.to_builtins(info.proved),
+        "last_drill": msgspec.to_builtins(info.last_drill),
+        "receiver": msgspec.to_builtins(info.receiver),
         "gaps": [{"timeline": g.timeline, "start_lsn": g.start, "end_lsn": g.stop} for g in info.gaps],
         "holes": [msgspec.to_builtins(hole) for hole in info.holes],
         "wal": [

@@ -124,6 +124,7 @@ def _request(call: Call, stack: ExitStack) -> ReceiveRequest:
         spool_bytes=settings.number("spool_max"),
         window_seconds=settings.number("cdp_window_seconds"),
         compression_level=settings.number("zstd_level"),
+        slot_wal_max=settings.number("slot_wal_max"),
     )
 
 

@@ -24,6 +24,7 @@ from pgkeep.server.connection import Server
 from pgkeep.server.dump_snapshot import check_no_pooler
 from pgkeep.server.slots import TemporarySlot, find_slot, slots
 from pgkeep.server.tools import toolbox_for_dump, toolbox_for_server
+from pgkeep.spool.state import has_state
 from pgkeep.vault.layout import CLUSTER_FILE
 from pgkeep.vault.vault import ClusterVault, Vault
 from pgkeep.vault.wal_archive import WalArchive
@@ -46,6 +47,9 @@ class CheckRequest:
         bin_dir: Where PostgreSQL's programs are; None to search.
         config_problems: What is wrong in the configuration file, one line each.
         track_replication_state: Whether backups record slots and subscriptions.
+        spool: Where ``pgkeep receive`` has the cluster's spool on this host.
+        receive_slot: Name of the slot of ``pgkeep receive``.
+        window_seconds: How old WAL may be that it has not shipped.
     """
 
     cluster: str
@@ -59,6 +63,9 @@ class CheckRequest:
     bin_dir: Path | None
     config_problems: list[str]
     track_replication_state: bool = False
+    spool: Path
+    receive_slot: str
+    window_seconds: float
 
 
 def check(request: CheckRequest) -> Iterator[CheckResult]:
@@ -98,6 +105,8 @@ class _Checks:
             yield "archiving", self._archiving, ("settings",)
             yield "slot", self._slot, ("server",)
             yield "slots-recorded", self._replication_state, ("server",)
+        if self._receives:
+            yield from self._receiving()
         if self._request.mode == "parallel_dump":
             yield "pooler", self._pooler, ("server",)
         yield "vault-apart", self._vault_apart, ("vault", "server")
@@ -105,6 +114,24 @@ class _Checks:
         yield "programs", self._programs, ("server",)
         if physical:
             yield "wal-round-trip", self._round_trip, ("cluster", "transport")
+
+    @property
+    def _receives(self) -> bool:
+        return self._request.mode == "cdp" or has_state(self._request.spool)
+
+    def _receiving(self) -> Iterator[NamedTest]:
+        # Its mode brings parts that the others do without.
+        from pgkeep.jobs.check_receiving import ReceivingChecks
+
+        request = self._request
+        return ReceivingChecks(
+            cluster=request.cluster,
+            spool=request.spool,
+            slot=request.receive_slot,
+            window_seconds=request.window_seconds,
+            server=lambda: self._connected,
+            vault=lambda: self._cluster,
+        ).tests()
 
     @property
     def _connected(self) -> Server:
@@ -200,6 +227,8 @@ class _Checks:
         if archiving.mode == "off":
             if self._request.wal.slot_name:
                 return f'archiving is off; slot "{self._request.wal.slot_name}" keeps WAL between backups'
+            if self._receives:
+                return "archiving is off; pgkeep receive brings the WAL"
             raise Warned(
                 "archiving is off and no slot is named: WAL may be gone before the next backup fetches it",
                 hint="set archive_mode=on and archive_command (pgkeep init prints it), or slot_name",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from pgkeep.errors import BackupUnusable
-from pgkeep.jobs.recovery.history import held_along
-from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.errors import BackupUnusable, VaultError
+from pgkeep.jobs.recovery.windows import Hole, Window, find_holes, recovery_windows
+from pgkeep.spool.state import ReceiverState, read_state, spooled_names
 from pgkeep.streams.record import RecordHead, RecordTail, WalRange
+from pgkeep.vault.proofs import Proof, newest_proved, read_proofs
 from pgkeep.vault.vault import ClusterVault, Unreadable
-from pgkeep.vault.wal_archive import WalArchive
-from pgkeep.vault.wal_holdings import HeldRange, held_through, ranges
-from pgkeep.vault.wal_holes import WalHole, read_holes
+from pgkeep.vault.wal_holdings import HeldRange, ranges
+from pgkeep.vault.wal_holes import read_holes
 from pgkeep.vault.wal_view import WalView
 
 
@@ -24,28 +25,6 @@ class BackupInfo:
     head: RecordHead
     tail: RecordTail
     is_pinned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """
-    A stretch of time without a hole to which a cluster can be recovered.
-
-    Attributes:
-        start_time: When its oldest base backup became consistent, ISO-8601.
-        start_lsn: The same as an LSN.
-        end_lsn: End of the WAL that follows without a hole.
-        end_time: A time by the server's or this host's clock that is certainly not after that end; ISO-8601.
-        timeline: The timeline at its end.
-        base: The oldest base backup.
-    """
-
-    start_time: str
-    start_lsn: str
-    end_lsn: str
-    end_time: str
-    timeline: int
-    base: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +41,10 @@ class ClusterInfo:
         wal: Complete segments, by timeline and oldest first.
         windows: Oldest first; more than one where WAL is missing between them.
         gaps: WAL that backups reported as gone.
-        holes: WAL that a receiver had to pass over, and that nobody has brought since.
+        holes: WAL that is missing behind the oldest base backup, and why.
+        proved: What a drill proved last.
+        last_drill: The newest drill, whatever it came to.
+        receiver: How the receiver on this host stands; None when there is none.
     """
 
     name: str
@@ -75,11 +57,21 @@ class ClusterInfo:
     wal: list[HeldRange]
     windows: list[Window]
     gaps: list[WalRange]
-    holes: list[WalHole]
+    holes: list[Hole]
+    proved: Proof | None
+    last_drill: Proof | None
+    receiver: ReceiverState | None
 
 
-def cluster_info(cluster: ClusterVault) -> ClusterInfo:
-    """Return what the vault holds of *cluster*."""
+def cluster_info(cluster: ClusterVault, *, spool: Path, warn: Callable[[str], None]) -> ClusterInfo:
+    """
+    Return what the vault holds of *cluster*.
+
+    Args:
+        cluster: Which one.
+        spool: Where a receiver on this host would have its spool.
+        warn: Takes one warning.
+    """
     backups, unreadable = [], []
     with cluster.lock(shared=True, verb="info"):
         for found in cluster.scan_backups():
@@ -91,16 +83,20 @@ def cluster_info(cluster: ClusterVault) -> ClusterInfo:
                     backups.append(BackupInfo(found, backup.tail, cluster.is_pinned(found.backup_id)))
             except BackupUnusable as error:
                 unreadable.append((found.backup_id, error.message))
-        windows = recovery_windows([backup.head for backup in backups], WalView(cluster.archive))
+        heads = [backup.head for backup in backups]
+        with WalView(cluster.archive) as view:
+            windows = recovery_windows(heads, view)
+            recorded = read_holes(cluster.directory)
+            holes = find_holes(heads, view, recorded, spooled_names(spool), now=dt.datetime.now(dt.UTC))
         wal = list(ranges(cluster.archive))
         leftovers = cluster.leftovers()
-        holes = [hole for hole in read_holes(cluster.directory) if not _is_filled(hole, cluster.archive)]
+    proofs = read_proofs(cluster.directory, warn=warn)
     status = "ok"
     if unreadable or (backups and backups[-1].head.is_damaged):
         status = "damaged"
     elif not backups:
         status = "no backup"
-    elif len(windows) > 1 or holes:
+    elif len(windows) > 1 or any(hole.kind != "delayed" for hole in holes):
         status = "gap"
     return ClusterInfo(
         name=cluster.name,
@@ -114,40 +110,16 @@ def cluster_info(cluster: ClusterVault) -> ClusterInfo:
         windows=windows,
         gaps=[gap for backup in backups for gap in backup.head.wal_gaps],
         holes=holes,
+        proved=newest_proved(proofs),
+        last_drill=proofs[-1] if proofs else None,
+        receiver=_receiver_state(spool, warn),
     )
 
 
-def recovery_windows(heads: list[RecordHead], wal: WalView) -> list[Window]:
-    """Return the stretches that can be recovered to, oldest first: each begins with a base backup."""
-    histories = {history.timeline: history for history in wal.histories()}
-    windows: list[Window] = []
-    for head in heads:
-        if not head.has_files or not head.stop_lsn or head.wal is None:
-            continue
-        timeline, start, stop = Timeline(head.timeline), Lsn.parse(head.start_lsn), Lsn.parse(head.stop_lsn)
-        following = [h for h in histories.values() if h.contains(timeline, stop)] or [TimelineHistory.single(timeline)]
-        newest = max(following, key=lambda history: history.timeline)
-        end = max(stop, held_along(newest, timeline, start, head.wal.segment_size, wal))
-        if windows and windows[-1].timeline == newest.timeline and Lsn.parse(windows[-1].end_lsn) >= stop:
-            continue
-        moments = [moment for t in (newest.timeline, timeline) if (moment := wal.last_archived(t)) is not None]
-        ends = [h.stop_time for h in heads if h.wal is not None and h.stop_time and Lsn.parse(h.wal.stop) <= end]
-        windows.append(
-            Window(
-                start_time=head.stop_time,
-                start_lsn=head.stop_lsn,
-                end_lsn=str(end),
-                end_time=max([*ends, *(_iso(moment) for moment in moments if end > stop)], default=head.stop_time),
-                timeline=int(newest.timeline),
-                base=head.backup_id,
-            )
-        )
-    return windows
-
-
-def _is_filled(hole: WalHole, archive: WalArchive) -> bool:
-    return held_through(archive, Timeline(hole.timeline), Lsn.parse(hole.start)) >= Lsn.parse(hole.stop)
-
-
-def _iso(moment: dt.datetime) -> str:
-    return moment.astimezone(dt.UTC).isoformat(timespec="microseconds")
+def _receiver_state(spool: Path, warn: Callable[[str], None]) -> ReceiverState | None:
+    try:
+        return read_state(spool)
+    except VaultError as error:
+        # What the vault holds is told all the same.
+        warn(error.message)
+        return None

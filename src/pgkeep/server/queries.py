@@ -290,6 +290,20 @@ def flushed_lsn(server: Server) -> Lsn:
     )
 
 
+def who_waits_for_apply(server: Server) -> list[str]:
+    """Return for which roles and databases ``synchronous_commit`` is ``remote_apply``, in words."""
+    rows = server.rows(
+        """
+        SELECT coalesce(nullif(concat_ws(' in ', 'role "' || rolname || '"', 'database "' || datname || '"'), ''),
+                        'all roles')
+        FROM pg_db_role_setting LEFT JOIN pg_roles ON pg_roles.oid = setrole
+             LEFT JOIN pg_database ON pg_database.oid = setdatabase
+        WHERE 'synchronous_commit=remote_apply' = ANY (setconfig) ORDER BY 1
+        """
+    )
+    return [str(row[0]) for row in rows]
+
+
 def last_checkpoint(server: Server) -> ServerCheckpoint:
     """Return the last checkpoint."""
     lsn, redo_lsn, timeline, time = server.row(

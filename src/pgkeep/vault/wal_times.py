@@ -106,6 +106,21 @@ class WalTimes:
                 last = part.index.last
         return last
 
+    def last_commit(self, *, most_segments: int = 64) -> Moment | None:
+        """
+        Return the last commit before *end*, which must be given; None when the last *most_segments* have none.
+
+        It looks from the end backwards, so that it costs the same however much WAL there is.
+        """
+        assert self._end is not None
+        size = self._index.archive.segment_size
+        last = (self._end - 1) // size
+        for number in range(last, max(self._start // size - 1, last - most_segments), -1):
+            part = self._part(number, size)
+            if part is not None and part.index.commits is not None:
+                return part.index.commits.last
+        return None
+
     def find_time(
         self, time: dt.datetime, *, inclusive: bool = True, proved_until: dt.datetime | None = None
     ) -> TimeFound:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterator
 
-from pgkeep.errors import FormatError
+from pgkeep.errors import ArchiveError, FormatError
 from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.segment_index import Moment
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
 from pgkeep.pg.wal_record import MAX_RESTORE_POINT_BYTES
@@ -55,6 +57,32 @@ class WalView:
         # It may have no more than the rest of the record with which the segment before ended: that may be a commit.
         before = self._index.segment(WalSegment.ending_at(end, timeline=timeline, size=segment.size)) if end else None
         return max(end, before.end) if before is not None and not before.needs_next else end
+
+    def last_commit(self, history: TimelineHistory, start: Lsn, end: Lsn) -> Moment | None:
+        """Return the last commit of *history* from *start* to *end*; None when none is near the end."""
+        # Damage is for verify to tell.
+        with contextlib.suppress(ArchiveError):
+            return self.times(history, start, end).last_commit() if end > start else None
+        return None
+
+    def is_partial(self, timeline: Timeline, end: Lsn) -> bool:
+        """Tell whether the segment of *timeline* in which WAL ends at *end* is held in part only."""
+        if not end:
+            return False
+        segment = WalSegment.ending_at(end, timeline=timeline, size=self._archive.segment_size)
+        return self._archive.has(segment.name + PARTIAL_SUFFIX) and not self._archive.has(segment.name)
+
+    def next_held(self, history: TimelineHistory, lsn: Lsn) -> WalSegment | None:
+        """Return the first segment of *history* that begins behind *lsn* and of which anything is held."""
+        found: list[WalSegment] = []
+        for timeline in history.timelines:
+            fork = history.fork_of(timeline)
+            held = [
+                *(part.first for part in ranges(self._archive, timeline)),
+                *partial_segments(self._archive, timeline),
+            ]
+            found += [s for s in held if s.start_lsn > lsn and (fork is None or s.start_lsn < fork)]
+        return min(found, key=lambda segment: (segment.start_lsn, -segment.timeline), default=None)
 
     def histories(self) -> list[TimelineHistory]:
         """Return the history of every timeline that anything is held of."""

@@ -50,6 +50,9 @@ class Receiver:
         ears: Who hears of it.
         stop: Ends it in order: what was received is made durable, and the server hears of it.
         cancelled: Ends it at once.
+
+    Attributes:
+        trouble: Why nothing is received, as one line; empty while the server streams. For any thread.
     """
 
     def __init__(
@@ -71,11 +74,30 @@ class Receiver:
         self._file: SegmentFile | None = None
         self._stream: WalStream | None = None
         self._durable: tuple[WalSegment, int] | None = None
+        self._received: WalPosition | None = None
         self._flushed_at = 0.0
         self._is_streaming = False
         self._has_received = False
         self._behind_hole: WalPosition | None = None
         self._warned_percent = 0
+        self._cannot_write = False
+        self._said: set[str] = set()
+        self.trouble = ""
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the server sends; for any thread."""
+        return self._is_streaming
+
+    @property
+    def server_end(self) -> Lsn | None:
+        """The end of the server's WAL, as it said last; None while it does not send. For any thread."""
+        stream = self._stream
+        return stream.server_end if stream is not None and self._is_streaming else None
+
+    def received(self) -> WalPosition | None:
+        """Return up to where WAL is durable in the spool, or was held before; for any thread."""
+        return self._received
 
     def durable(self) -> tuple[WalSegment, int] | None:
         """Return the segment that is received now and how many bytes of it are durable; for any thread."""
@@ -101,13 +123,19 @@ class Receiver:
                 trouble = error.message
             except OSError as error:
                 trouble = f"cannot write in the spool {self._spool.path}: {error.strerror}"
+                self._cannot_write = True
             finally:
+                self._is_streaming = False
                 self._leave()
             if self._stop.is_set():
                 break
-            if self._has_received:
+            if self._has_received and not self._cannot_write:
                 pause = FIRST_PAUSE_SECONDS
-            self._ears.warn(f"{trouble}; trying again in {pause:g} s")
+            if trouble not in self._said:
+                # Each is said once; that they are over, streaming says.
+                self._said.add(trouble)
+                self._ears.warn(f"{trouble}; trying again in {pause:g} s")
+            self.trouble = trouble
             self._stop.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -135,6 +163,8 @@ class Receiver:
     def _start(self, source: Source) -> tuple[Lsn, WalPosition]:
         """Return the end of what is held, and where to go on."""
         held = held_end(self._spool, self._archive, source.history)
+        if held is not None and held.where == "spool" and self._received is None:
+            self._received = held.end
         if held is None:
             position = self._behind_hole or WalPosition(source.history.timeline_at(source.kept), source.kept)
             return position.lsn, position
@@ -187,6 +217,7 @@ class Receiver:
                 self._note(file)
                 stream.confirm(file.segment.end_lsn)
                 self._ears.arrived()
+        self._say_streaming()
         if time.monotonic() - self._flushed_at > _LONGEST_UNFLUSHED_SECONDS:
             self._flush()
 
@@ -218,6 +249,11 @@ class Receiver:
         before = self._durable
         if before is None or before[0] != file.segment or before[1] < file.durable:
             self._durable = (file.segment, file.durable)
+        received, end = self._received, Lsn(file.segment.start_lsn + file.durable)
+        if received is None or received.timeline != file.segment.timeline or received.lsn < end:
+            self._received = WalPosition(file.segment.timeline, end)
+            # Not before: what was there already is received once more without any room.
+            self._cannot_write = False
 
     def _must_stop(self, _position: Lsn) -> bool:
         if self._stop.is_set():
@@ -263,11 +299,13 @@ class Receiver:
 
     def _wait_for_room(self) -> None:
         spool = self._spool
+        self._is_streaming = False
         self._leave()
-        self._ears.warn(
+        self.trouble = (
             f"the spool is full: {size_text(spool.used_bytes)} of {size_text(spool.max_bytes)} in {spool.path}: "
             "receiving stops until WAL is shipped from there"
         )
+        self._ears.warn(self.trouble)
         next_segment = spool.segments()[-1].segment.next()
         while not spool.has_room(next_segment):
             if self._stop.wait(_ROOM_SECONDS):
@@ -275,8 +313,11 @@ class Receiver:
         self._ears.say("the spool has room again: receiving goes on")
 
     def _say_streaming(self) -> None:
-        if not self._is_streaming and self._stream is not None:
+        # A server that sends is of no use to a disk that takes nothing.
+        if not self._is_streaming and self._stream is not None and not self._cannot_write:
             self._is_streaming = True
+            self._said.clear()
+            self.trouble = ""
             stream = self._stream
             self._ears.say(f"streaming from {stream.position} on timeline {stream.timeline}")
             self._ears.streams()

@@ -1,4 +1,4 @@
-"""Receive the WAL of one cluster and ship it into the vault: two threads and the spool between them."""
+"""Receive the WAL of one cluster and ship it into the vault: two threads, the spool between them, and a watchdog."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pgkeep.jobs.receiving.ears import Ears
 from pgkeep.jobs.receiving.receiver import Receiver
 from pgkeep.jobs.receiving.ship import Shipper
 from pgkeep.jobs.receiving.source import SourceOptions
+from pgkeep.jobs.receiving.watchdog import Watchdog
 from pgkeep.spool.directory import Spool
 from pgkeep.vault.vault import ClusterVault
 from pgkeep.vault.wal_holes import WalHole, add_hole, read_holes
 
 _GOODBYE_SECONDS = 10.0
+_WATCHDOG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class ReceiveRequest:
         spool_bytes: What the spool may take.
         window_seconds: How often the segment that is being received is shipped.
         compression_level: Of zstd, in the vault.
+        slot_wal_max: WAL that the slot may keep on the server before it is dropped, in bytes; 0 for any.
     """
 
     cluster: ClusterVault
@@ -40,11 +43,12 @@ class ReceiveRequest:
     spool_bytes: int
     window_seconds: float
     compression_level: int
+    slot_wal_max: int = 0
 
 
 class ReceiveService:
     """
-    The two threads of one cluster; ``stop`` and ``finish`` end them in order.
+    The threads of one cluster; ``stop`` and ``finish`` end them in order.
 
     Args:
         request: What to do.
@@ -91,13 +95,27 @@ class ReceiveService:
             say=say,
             warn=warn,
         )
+        self._watchdog = Watchdog(
+            request.cluster,
+            self._spool,
+            self._receiver,
+            self._shipper,
+            request.options,
+            window_seconds=request.window_seconds,
+            slot_wal_max=request.slot_wal_max,
+            record_hole=self._record_hole,
+            say=say,
+            warn=warn,
+        )
+        self._watching = threading.Thread(target=self._watchdog.run, args=(self._stop,), name="watchdog", daemon=True)
         self._receiving = threading.Thread(target=self._receive, name="wal-receive", daemon=True)
         self._shipping = threading.Thread(target=self._ship, name="wal-ship", daemon=True)
 
     def start(self) -> None:
-        """Start both threads."""
+        """Start all threads."""
         self._shipping.start()
         self._receiving.start()
+        self._watching.start()
 
     @property
     def has_ended(self) -> bool:
@@ -122,9 +140,12 @@ class ReceiveService:
         self._cancelled.set()
         self._receiving.join()
         self._shipping.join()
+        # Whatever server it may be waiting for, nothing depends on it.
+        self._watching.join(_WATCHDOG_SECONDS)
         try:
             self._shipper.finish()
         finally:
+            self._watchdog.finish()
             self._spool.close()
         if self.failure is not None:
             raise self.failure

@@ -17,8 +17,8 @@ from pgkeep.errors import ArchiveError, PgkeepError, VaultError
 from pgkeep.jobs.archive.segment_pieces import segment_part
 from pgkeep.jobs.archive.wal_pusher import Push, push_file
 from pgkeep.jobs.receiving.start import spooled_end
-from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
+from pgkeep.pg.wal import WalSegment, is_segment_name
 from pgkeep.spool.directory import Spool, SpooledSegment
 from pgkeep.vault.wal_archive import WalArchive
 
@@ -43,6 +43,9 @@ class Shipper:
         compression_level: Of zstd.
         say: Takes one line for the log.
         warn: Takes one warning.
+
+    Attributes:
+        trouble: Why the vault takes nothing, as one line; empty when it does. For any thread.
     """
 
     def __init__(
@@ -67,6 +70,12 @@ class Shipper:
         self._partial: tuple[WalSegment, int] | None = None
         self._refused: set[str] = set()
         self._shipped_histories: set[Timeline] = set()
+        self._shipped: WalPosition | None = None
+        self.trouble = ""
+
+    def shipped(self) -> WalPosition | None:
+        """Return up to where WAL was shipped; None before anything was. For any thread."""
+        return self._shipped
 
     def wake(self) -> None:
         """Say that something has arrived, or that it should end; for any thread."""
@@ -84,6 +93,9 @@ class Shipper:
             self._arrived.clear()
             try:
                 self.ship(with_partial=is_due)
+                if self.trouble:
+                    self._say(f"is over: {self.trouble}")
+                    self.trouble = ""
                 if is_due:
                     partial_at = time.monotonic()
                 pause = FIRST_PAUSE_SECONDS
@@ -93,7 +105,9 @@ class Shipper:
                 # The receiver completed a segment between the look at its name and the look into it.
                 continue
             except (PgkeepError, OSError) as error:
-                self._warn(f"{_text(error)}; the spool keeps it, trying again in {pause:g} s")
+                if _text(error) != self.trouble:
+                    self._warn(f"{_text(error)}; the spool keeps it, trying again in {pause:g} s")
+                self.trouble = _text(error)
                 stop.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -146,6 +160,9 @@ class Shipper:
     def _push(self, name: str) -> None:
         push = Push(self._spool.path / name, is_ahead=False)
         push_file(self._archive, push, compression_level=self._compression_level)
+        if is_segment_name(name):
+            segment = WalSegment.parse(name, size=self._spool.segment_size)
+            self._shipped = WalPosition(segment.timeline, segment.end_lsn)
 
     def _ship_partial(self, spooled: SpooledSegment) -> None:
         segment, durable = spooled.segment, self._durable()
@@ -160,6 +177,7 @@ class Shipper:
             compression_level=self._compression_level,
         )
         self._partial = (segment, length)
+        self._shipped = WalPosition(segment.timeline, Lsn(segment.start_lsn + length))
 
 
 def _text(error: PgkeepError | OSError) -> str:

@@ -222,7 +222,7 @@ PARAMETERS = (
         maximum=86400,
         modes=("cdp",),
         places=_ANY,
-        verbs=("receive",),
+        verbs=("receive", "check"),
         example="60s",
         help="How often `pgkeep receive` ships the WAL segment that it is receiving, as far as it goes: the most by "
         "which the vault is behind the spool. Complete segments are shipped at once.",
@@ -234,7 +234,7 @@ PARAMETERS = (
         default="/var/spool/pgkeep",
         modes=("cdp",),
         places=Place.CONFIG | Place.CLI,
-        verbs=("receive",),
+        verbs=("receive", "check", "info"),
         example="/srv/spool/pgkeep",
         help="Directory for WAL that was received and is not yet in the vault; each cluster has a directory in it. "
         "What is acknowledged to the server is durable there, so put it on a disk that is not the server's.",
@@ -253,6 +253,21 @@ PARAMETERS = (
         help="How much of the disk the spool of one cluster may take, at least four WAL segments. When it is full, "
         "receiving stops until WAL was shipped from it; meanwhile the slot keeps WAL on the server, as far as "
         "`max_slot_wal_keep_size` allows.",
+    ),
+    Parameter(
+        name="slot_wal_max",
+        kind=Kind.SIZE,
+        group=Group.PHYSICAL,
+        default=0,
+        minimum=0,
+        maximum=1 << 60,
+        modes=("cdp",),
+        places=Place.CONFIG | Place.CLI,
+        verbs=("receive",),
+        example="64G",
+        help="How much WAL the slot may keep on the server before `pgkeep receive`, where it receives nothing, drops "
+        "the slot: it writes down the hole and asks for a new base backup. 0 never drops it, and leaves the bound to "
+        "`max_slot_wal_keep_size`.",
     ),
     Parameter(
         name="archive_timeout",
