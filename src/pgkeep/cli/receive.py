@@ -61,8 +61,13 @@ class _Reception:
 
     def run(self) -> None:
         """Serve until ``end`` is called or nothing is left to serve; raise the first error."""
-        for service in self._services.values():
-            service.start()
+        # A signal that another thread takes wakes nobody here: all threads but this one are to leave them alone.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+        try:
+            for service in self._services.values():
+                service.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING_SIGNALS)
         # Ready without a server: a machine that boots must not wait for another one.
         notify("READY=1", f"STATUS=connecting to the servers of {', '.join(self._silent)}")
         while self._services and not self._is_ending:

@@ -19,7 +19,7 @@ from pgkeep.vault.vault import ClusterVault
 from pgkeep.vault.wal_holes import WalHole, add_hole, read_holes
 
 _GOODBYE_SECONDS = 10.0
-_WATCHDOG_SECONDS = 5.0
+_LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,7 @@ class ReceiveService:
         self.failure: BaseException | None = None
         self._directory = request.cluster.directory
         self._ended = ended
+        self._warn = warn
         self._stop = threading.Event()
         self._cancelled = threading.Event()
         archive = request.cluster.archive
@@ -138,15 +139,20 @@ class ReceiveService:
         self._receiving.join(_GOODBYE_SECONDS)
         # A server that does not answer is left without a farewell.
         self._cancelled.set()
-        self._receiving.join()
+        self._receiving.join(_LAST_SECONDS)
+        if self._receiving.is_alive():
+            # Nothing ends a connection attempt or a question from outside, and it writes nothing meanwhile.
+            self._warn("the server does not answer: ending without waiting for it any longer")
         self._shipping.join()
         # Whatever server it may be waiting for, nothing depends on it.
-        self._watching.join(_WATCHDOG_SECONDS)
+        self._watching.join(_LAST_SECONDS)
         try:
             self._shipper.finish()
         finally:
             self._watchdog.finish()
-            self._spool.close()
+            # The end of the process closes it under a thread that may yet look into it.
+            if not self._receiving.is_alive():
+                self._spool.close()
         if self.failure is not None:
             raise self.failure
 

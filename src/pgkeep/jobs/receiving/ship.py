@@ -89,8 +89,11 @@ class Shipper:
         partial_at = time.monotonic()
         # What an earlier receiver left is shipped first, its partial segment too.
         is_due = True
-        while not stop.is_set():
+        while True:
+            # In this order: whoever sets *stop* wakes afterwards, and neither is missed whatever comes between.
             self._arrived.clear()
+            if stop.is_set():
+                return
             try:
                 self.ship(with_partial=is_due)
                 if self.trouble:

@@ -79,6 +79,8 @@ def opened_source(options: SourceOptions, cancelled: threading.Event) -> Iterato
             _check_cluster(server, options, system.system_identifier)
             kept, lost_slot = _ready_slot(server, options)
             is_standby = bool(server.value("SELECT pg_is_in_recovery()"))
+            # Whoever waited for these answers may be gone.
+            replication.check()
         except BaseException:
             replication.close()
             raise
