@@ -114,23 +114,28 @@ class WalArchive:
         """
         Tell whether exactly *content* is held under *name*, durably; False also for a damaged copy.
 
-        Cheaper than ``put`` where the answer is likely to be yes.
+        Cheaper than ``put`` where the answer is likely to be yes; a partial segment that is superseded goes, as there.
         """
         if not self.has(name):
             return False
-        with self._directory_of(name) as directory, self._vault_errors(f"read {name}"):
-            with _opened(name + STORED_SUFFIX, directory) as held:
-                digest = blake3()
-                for piece in content:
-                    digest.update(piece)
-                try:
-                    if content_digest(held.fileno(), name=name) != digest.digest():
-                        return False
-                except FormatError:
+        with (
+            self._directory_of(name) as directory,
+            self._vault_errors(f"read {name}"),
+            _opened(name + STORED_SUFFIX, directory) as held,
+        ):
+            digest = blake3()
+            for piece in content:
+                digest.update(piece)
+            try:
+                if content_digest(held.fileno(), name=name) != digest.digest():
                     return False
-                # Whoever stored it may have died before it was durable.
-                os.fsync(held.fileno())
+            except FormatError:
+                return False
+            # Whoever stored it may have died before it was durable, or before the next line but one.
+            os.fsync(held.fileno())
             os.fsync(directory)
+            if is_segment_name(name):
+                self._drop_superseded_partial(held.fileno(), directory, name)
         return True
 
     def get(self, name: str, target: Path) -> bool:
