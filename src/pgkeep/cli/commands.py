@@ -189,6 +189,15 @@ def merge(cluster: Cluster, json: Json = False, *, values: dict[str, Any]) -> No
 
 
 @app.command()
+@with_options("drill")
+def drill(cluster: Cluster, json: Json = False, *, values: dict[str, Any]) -> None:
+    """Prove that a moment can be reached: restore it into a scratch directory, check it, throw it away."""
+    from pgkeep.cli.drill import run
+
+    run(open_call("drill", cluster, values), as_json=json)
+
+
+@app.command()
 @with_options("grants")
 def grants(
     role: Annotated[str, typer.Argument(metavar="ROLE", help="The role that takes the backups.")] = "pgkeep",

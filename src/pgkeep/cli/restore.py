@@ -31,7 +31,7 @@ def run(call: Call, *, as_json: bool) -> None:
     with audit_file(settings, f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}", say=say, warn=warn).kept():
         check_allowed(settings)
     with call.cluster() as cluster, cluster.lock(shared=True, verb="restore"):
-        heads = _readable(call, cluster)
+        heads = readable(call, cluster)
         mode = _restore_mode(call, heads)
         if mode.endswith("dump"):
             from pgkeep.cli.restore_dump import restore_dumps
@@ -152,7 +152,7 @@ def _restore_cluster(
             audit.say(line)
         done = len(prepared.applied)
         with Meter("laying down", total_bytes=sum(member.tail.bytes for member in stored.members[done:])) as meter:
-            result = restore(prepared, _Metered(functools.partial(stored.items, done=done), meter))
+            result = restore(prepared, Metered(functools.partial(stored.items, done=done), meter))
     if as_json:
         end = result.end
         print_json(
@@ -170,7 +170,7 @@ def _restore_cluster(
         )
 
 
-class _Metered:
+class Metered:
     """A supply that tells a meter what passes."""
 
     def __init__(self, items: Callable[[], Iterator[Any]], meter: Meter) -> None:
@@ -184,7 +184,7 @@ class _Metered:
             yield item
 
 
-def _readable(call: Call, cluster: ClusterVault) -> list[RecordHead]:
+def readable(call: Call, cluster: ClusterVault) -> list[RecordHead]:
     """Return the heads of all backups but those that cannot be read: one that is damaged must not cost the others."""
     heads = []
     for found in cluster.scan_backups():

@@ -23,6 +23,7 @@ VERBS = (
     "verify",
     "expire",
     "merge",
+    "drill",
     "receive",
     "archive-push",
     "archive-get",

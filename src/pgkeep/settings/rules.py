@@ -180,4 +180,5 @@ _RULES: dict[str, tuple[Callable[[_Job], None], ...]] = {
         _refuse_wal_inside,
     ),
     "finish": (_settle_replication,),
+    "drill": (_settle_target,),
 }

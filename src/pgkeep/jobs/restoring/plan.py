@@ -156,7 +156,8 @@ def prepare(request: RestoreRequest, *, now: dt.datetime) -> PreparedRestore:
         may_stop=request.overwrite_existing,
         is_resumed=request.unfinished is not None,
     )
-    if original is not None and request.start:
+    # What is never opened takes no port.
+    if original is not None and request.start and not request.is_drill:
         _check_port(original, request)
     lasting: dict[str, str] = {}
     if request.is_elsewhere:

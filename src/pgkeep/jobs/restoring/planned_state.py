@@ -75,6 +75,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         left_out=list(base.details.get("left_out", ())),
         libraries=dict(base.libraries),
         standby=_standby(request),
+        is_drill=request.is_drill,
         outside=outside_state(base, is_in_place=not request.is_copy, may_replace=request.overwrite_existing),
     )
 

@@ -52,6 +52,8 @@ class RestoreRequest:
         standby: How it will follow a primary; None for a cluster that is promoted.
         retain_days: After how many days what an earlier restore moved away is removed; 0 for never.
         audit: Keeps what is said; *say* and *warn* are its own then. None to keep nothing.
+        is_drill: The server is stopped behind its fence when it was checked, and nothing outside the places named here
+            is written.
         say: Takes one line for the log.
         warn: Takes one warning.
     """
@@ -83,6 +85,7 @@ class RestoreRequest:
     retain_days: int = 0
     standby: StandbyPlan | None = None
     audit: AuditFile | None = None
+    is_drill: bool = False
     say: Callable[[str], None]
     warn: Callable[[str], None]
 
@@ -108,8 +111,8 @@ class RestoreRequest:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it goes to another directory than where it came from."""
-        return str(self.data_directory) != self.base.data_directory
+        """Whether it goes to another directory than where it came from: a drill takes the place of nothing."""
+        return self.is_drill or str(self.data_directory) != self.base.data_directory
 
     @property
     def is_elsewhere(self) -> bool:

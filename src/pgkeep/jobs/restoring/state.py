@@ -111,6 +111,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         standby: What the server follows when it is to be a standby; None for one that is promoted.
         outside: What is known of configuration outside the data directory.
         ran_by_hand: Whether somebody else has run the restored server, before pgkeep took it up again.
+        is_drill: Whether it is stopped behind its fence when it was checked, and never opened.
     """
 
     restore_id: str
@@ -172,6 +173,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     standby: StandbyState | None = None
     outside: OutsideState = OutsideState()
     ran_by_hand: bool = False
+    is_drill: bool = False
     format: int = STATE_FORMAT
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgkeep.settings.parameter import MODES, VERBS, Group, Kind, Parameter, Place
 
 _ANY = Place.PLUGIN_LINE | Place.CONFIG | Place.CLI
-_JOBS = ("init", "check", "backup", "restore", "finish")
+_JOBS = ("init", "check", "backup", "restore", "finish", "drill")
 
 PARAMETERS = (
     Parameter(
@@ -154,7 +154,7 @@ PARAMETERS = (
         group=Group.GENERAL,
         default_text="the time zone of this host",
         places=_ANY | Place.RESTORE,
-        verbs=("restore", "info"),
+        verbs=("restore", "drill", "info"),
         example="America/Sao_Paulo",
         help="The zone of times that are given without one. A local time that is ambiguous or does not exist, "
         "because clocks change, is refused with both candidates.",
@@ -169,7 +169,7 @@ PARAMETERS = (
         unit="workers",
         aliases=("jobs", "workers"),
         places=_ANY | Place.RESTORE,
-        verbs=("backup", "restore", "finish", "verify", "merge", "archive-push", "archive-get"),
+        verbs=("backup", "restore", "finish", "drill", "verify", "merge", "archive-push", "archive-get"),
         flags=("--jobs", "--parallel-jobs"),
         menu=33,
         menu_name="jobs",

@@ -23,6 +23,7 @@ PARAMETERS = (
             "verify",
             "expire",
             "merge",
+            "drill",
             "receive",
             "archive-push",
             "archive-get",

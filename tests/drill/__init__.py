@@ -1,0 +1,1 @@
+"""Drills: restores that prove a point and are thrown away."""
