@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from bench import archive_get, archive_push, bacula, blocks, dumps, physical, receive
+from bench import archive_get, archive_push, bacula, blocks, dumps, physical, receive, receive_lag
 from bench.lab import Result, say
 
 Lab = TypeVar("Lab")
@@ -23,6 +23,7 @@ ARCHIVE_BENCHES: dict[str, Callable[[Path], Result]] = {
     "archive-push": archive_push.run,
     "archive-get": archive_get.run,
     **receive.BENCHES,
+    **receive_lag.BENCHES,
 }
 NAMES = (*physical.BENCHES, *blocks.BENCHES, *ARCHIVE_BENCHES, *bacula.BENCHES, *dumps.BENCHES)
 

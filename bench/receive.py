@@ -70,7 +70,7 @@ class ReceiveBench:
         """Receive the backlog by pgkeep."""
         options = [f"--vault={self.vault}", f"--spool-dir={self.spool}", "--allow-unbounded-slot"]
         options += [f"--host={self.server.directory}", f"--port={self.server.port}", "--user=postgres"]
-        with _program([*pgkeep_command(), "receive", CLUSTER, *options]) as process, self._session() as session:
+        with running([*pgkeep_command(), "receive", CLUSTER, *options]) as process, self._session() as session:
             query = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND flush_lsn >= %s::pg_lsn"
             deadline = time.monotonic() + _LONGEST_SECONDS
             while not session.execute(query, [SLOT, self.end]).fetchall():
@@ -121,7 +121,7 @@ def receive_bench(workdir: Path) -> Iterator[ReceiveBench]:
 
 
 @contextlib.contextmanager
-def _program(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run *command* as the server's user while the block runs; what it was doing then does not matter."""
     is_root = os.geteuid() == 0
     process = subprocess.Popen(
