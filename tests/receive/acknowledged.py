@@ -8,9 +8,15 @@ from contextlib import suppress
 
 import psycopg
 
+from pgkeep.pg.lsn import Lsn
 from tests.lab.cluster import Cluster, wait_for
+from tests.receive.receiver import SLOT
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS acknowledged (worker text, number int, PRIMARY KEY (worker, number))"
+_COMMIT = f"""
+BEGIN; INSERT INTO acknowledged VALUES ('{{worker}}', {{number}}); COMMIT;
+SELECT max(flush_lsn)::text FROM pg_stat_replication WHERE application_name = '{SLOT}'
+"""
 
 
 class Commits:
@@ -19,11 +25,14 @@ class Commits:
 
     Attributes:
         last: By worker, the last number whose commit was acknowledged.
+        durable: Up to where the receiver had acknowledged the WAL when the last of them returned, as the server knew.
     """
 
     def __init__(self, cluster: Cluster, name: str, *, workers: int = 4) -> None:
         """Start the workers; *name* tells those of one round from those of another."""
         self.last = {f"{name}-{number}": 0 for number in range(workers)}
+        self.durable = Lsn(0)
+        self._turn = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, args=(cluster, worker), daemon=True) for worker in self.last
         ]
@@ -58,5 +67,11 @@ class Commits:
         with suppress(psycopg.Error), cluster.connect() as connection:
             while True:
                 number = self.last[worker] + 1
-                connection.execute("INSERT INTO acknowledged VALUES (%s, %s)", [worker, number])
+                # In one message: no commit is acknowledged here without what the server knew behind it.
+                cursor = connection.execute(_COMMIT.format(worker=worker, number=number))  # type: ignore[arg-type]
+                while cursor.nextset():
+                    pass
+                row = cursor.fetchone()
                 self.last[worker] = number
+                with self._turn:
+                    self.durable = max(self.durable, Lsn.parse(row[0]) if row and row[0] else Lsn(0))
