@@ -7,12 +7,15 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
+from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.restoring.scratch import Scratch
 from pgkeep.jobs.restoring.state import RestoreState
 from tests.drill.drill import drill, evidence, job, life_of, proved
 from tests.drill.test_drill import rows_wanted
 from tests.lab.guardian import Guardian
 from tests.lab.ledger import Ledger
-from tests.lab.server_user import server_user
 from tests.lab.smallfs import small_filesystem
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
@@ -21,8 +24,8 @@ from tests.survive.test_damage import flip
 from tests.survive.test_disk_full import leave_free
 
 STATE = r"state\.json"
-KILLED = [("KILL", 300, "open", r"^\d+ "), ("KILL", 5, "os.rename", STATE), ("KILL", 6, "os.rename", STATE)]
-"""While files are laid down, before the server is started, and while it runs, promoted."""
+KILLED = [("KILL", 300, "open", r"^\d+ "), ("KILL", 6, "os.rename", STATE)]
+"""While files are laid down, and while the server runs, promoted."""
 
 
 def runs(pid: int) -> bool:
@@ -61,7 +64,7 @@ def test_a_damaged_backup_is_not_proved(make_keeper: MakeKeeper) -> None:
 
 
 def test_a_killed_drill_is_cleared_by_the_next(make_keeper: MakeKeeper) -> None:
-    """Killed at three points, with a server and without: the next one removes it, and the live server goes on."""
+    """Killed without a server and with one: the next one removes it, and the live server goes on."""
     keeper = make_keeper(archive="vault")
     ledger, scratch = Ledger(keeper.cluster), keeper.directory / "scratch"
     keeper.backup("full", "local")
@@ -114,48 +117,57 @@ def test_a_full_scratch_disk(make_keeper: MakeKeeper) -> None:
         assert [entry["result"] for entry in evidence(keeper)] == ["failed"]
 
 
-def refused(keeper: Keeper, scratch: Path) -> list[str]:
-    """Ask for a drill in *scratch* that must be refused; return what it said."""
-    outcome = drill(keeper, scratch=scratch)
-    assert outcome.status == 8, "\n".join(outcome.lines)
-    return outcome.refusal
+def refusal(scratch: Path, *others: Path) -> str:
+    """Ask for a scratch directory that must be refused; return what is said."""
+
+    def ask() -> None:
+        place = Scratch(scratch)
+        place.check_apart(others)
+        with place.held(cluster="main", began="", owner=None, say=lambda _: None):
+            pass
+
+    with pytest.raises(RestoreRefused) as caught:
+        ask()
+    return str(caught.value)
 
 
-def test_only_a_directory_of_its_own(make_keeper: MakeKeeper) -> None:
-    """What is in use, in the vault, in a data directory, marked for elsewhere, or another drill's, is not touched."""
-    keeper = make_keeper()
-    keeper.backup("full", "local")
-    data = keeper.cluster.data_directory
-    for place, above in ((keeper.vault / "main" / "x", keeper.vault), (keeper.directory, keeper.vault)):
-        assert refused(keeper, place)[0] == (
-            f"error: the scratch directory {place} and {above} are not apart, expected a directory of its own"
+def test_a_scratch_directory_is_apart(tmp_path: Path) -> None:
+    """It is no other directory, lies in none and holds none, links or not; nor does it lie in a data directory."""
+    vault, data, link = tmp_path / "vault", tmp_path / "data", tmp_path / "link"
+    (data / "global").mkdir(parents=True)
+    (data / "global" / "pg_control").touch()
+    vault.mkdir()
+    link.symlink_to(vault)
+    for place in (vault, vault / "main" / "x", link / "x", tmp_path):
+        assert refusal(place, vault) == (
+            f"the scratch directory {place.resolve()} and {vault} are not apart, expected a directory of its own"
         )
-    assert (
-        refused(keeper, data / "base")[0]
-        == f"error: the scratch directory {data}/base lies in the data directory {data}"
-    )
+    assert refusal(data / "base") == f"the scratch directory {data}/base lies in the data directory {data}"
+    assert list(vault.iterdir()) == []
+
+
+def test_only_a_directory_of_its_own(keeper: Keeper) -> None:
+    """What is in use, marked for elsewhere, or another drill's is not touched; a drill that is ended tidies up."""
+    keeper.backup("full", "local")
     scratch, other = keeper.directory / "scratch", keeper.directory / "other"
-    for place in (scratch, other):
-        place.mkdir()
-        server_user().own(place)
+    scratch.mkdir()
     (scratch / "precious").write_text("precious")
-    foreign = f"error: the scratch directory {scratch} holds what no drill has left there: "
-    assert refused(keeper, scratch)[0] == f"{foreign}precious"
+    foreign = f"the scratch directory {scratch} holds what no drill has left there: "
+    assert refusal(scratch) == f"{foreign}precious"
+    outcome = drill(keeper)
+    assert (outcome.status, outcome.refusal[0]) == (8, f"error: {foreign}precious")
     with job(keeper, f"--scratch-dir={other}", at=("STOP", 1, "open", "/volume-")) as working:
         working.wait_until_stopped()
-        assert refused(keeper, other)[0] == f"error: another drill works in {other}"
+        assert refusal(other) == f"another drill works in {other}"
         # A mark that was copied names the directory that it was copied from.
         shutil.copy(other / "pgkeep-drill.json", scratch)
-        server_user().own(scratch / "pgkeep-drill.json")
-        assert refused(keeper, scratch)[0] == f"{foreign}precious"
+        assert refusal(scratch) == f"{foreign}precious"
         working.kill()
     with job(keeper, f"--scratch-dir={keeper.directory}/third", at=("TERM", 1, "open", "/volume-")) as ended:
         assert ended.end().status == 128 + signal.SIGTERM, "\n".join(ended.lines)
         assert list((keeper.directory / "third").iterdir()) == []
     (other / "precious").write_text("precious")
-    assert refused(keeper, other)[0] == (
-        f"error: the scratch directory {other} holds what no drill has left there: precious"
-    )
+    assert refusal(other) == f"the scratch directory {other} holds what no drill has left there: precious"
     for place in (scratch, other):
         assert (place / "precious").read_text() == "precious"
     assert (other / "data").is_dir()
