@@ -16,6 +16,8 @@
 #include "text.h"
 
 #define OBJECT_NAME "pgkeep"
+/* What another line of the restore calls it: one restore may need what two lines saved. */
+#define OBJECT_OF_ANOTHER_LINE "beside"
 
 enum {
 	OBJECT_MOST_BYTES = 65536,              /* of one line, all told */

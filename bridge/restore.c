@@ -73,16 +73,18 @@ send_data(struct job *job, struct line *line, const char *data, size_t length)
 	return (0);
 }
 
-/* The blobs that this line's backends had kept, in the order in which they were made. */
+/* The blobs that the backends of this line and of others had kept, in the order in which they were made. */
 static int
 send_objects(struct job *job, struct line *line)
 {
 	for (size_t i = 0; i < job->objects.count; i++) {
 		const struct object *object = &job->objects.list[i];
 
-		if (object->type != FILE_RESTORE_OBJECT || strcmp(object->command, line->command) != 0)
+		bool is_own = strcmp(object->command, line->command) == 0;
+
+		if (object->type != FILE_RESTORE_OBJECT)
 			continue;
-		if (converse_say(job, line, "RESTOREOBJ:%s", OBJECT_NAME) != 0 ||
+		if (converse_say(job, line, "RESTOREOBJ:%s", is_own ? OBJECT_NAME : OBJECT_OF_ANOTHER_LINE) != 0 ||
 		    converse_say(job, line, "RESTOREOBJ_LEN:%zu", object->length) != 0 ||
 		    converse_say(job, line, "RESTOREOBJ_JOB:%u", (unsigned)object->job_id) != 0 ||
 		    send_data(job, line, object->content, object->length) != 0 ||

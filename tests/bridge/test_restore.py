@@ -86,7 +86,7 @@ def test_sizes(daemon: FakeDaemon, size: int, ring: str) -> None:
 
 
 def test_options_and_objects(daemon: FakeDaemon) -> None:
-    """Each line's backend gets the answers of the menu and the blobs that were kept for it, with their jobs."""
+    """Each line's backend gets the answers of the menu and the blobs that were kept, for it and for others, with their jobs."""
     path = daemon.directory / "object"
     first, second = "pgkeep: mode=pitr", "pgkeep: mode=dump"
     for job, word in ((3, b"full"), (5, b"incr")):
@@ -140,14 +140,15 @@ def test_options_and_objects(daemon: FakeDaemon) -> None:
     daemon.restore_file(NAME, b"x", command=first)
     end(daemon)
     blobs = [
-        ["RESTOREOBJ:pgkeep", "RESTOREOBJ_LEN:5", f"RESTOREOBJ_JOB:{job}", f"('D', b'{word}\\x00')"]
+        [f"RESTOREOBJ:{name}", "RESTOREOBJ_LEN:5", f"RESTOREOBJ_JOB:{job}", f"('D', b'{word}\\x00')"]
         for job, word in ((3, "full"), (5, "incr"))
+        for name in ("pgkeep", "beside")
     ]
     expected = repr(
         b"".join(b"%d 1700000000 0 /@postgresql/pitr/%d\0" % (number * 1000, number) for number in range(3))
     )
     seen = daemon.seen
-    head = [f"RESTOREOPTIONS:{first}", repr(b"# text\nx=1\n"), *blobs[0], *blobs[1], expected]
+    head = [f"RESTOREOPTIONS:{first}", repr(b"# text\nx=1\n"), *(line for blob in blobs for line in blob), expected]
     assert seen[: len(head)] == head
     assert seen.count(expected) == 2
     assert seen.count("FINISH") == 2

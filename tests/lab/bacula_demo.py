@@ -10,18 +10,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.lab.bacula import Director, JobResult
 from tests.lab.bacula_packages import VERSION
 from tests.lab.cluster import SUPERUSER, Cluster, free_port
 from tests.lab.ledger import Ledger, check_ledger, digest
+from tests.lab.receiving import SETTINGS as RECEIVED
+from tests.lab.receiving import SLOT, receiving
 from tests.lab.server_user import server_directory, server_user
 from tests.lab.servers import newest_installation
+from tests.receive.acknowledged import SCHEMA, Commits
 
 LOAD_TRANSFERS = 300
-STORIES = ("pitr", "pitr_block", "parallel_dump")
+STORIES = ("pitr", "pitr_block", "parallel_dump", "cdp")
 _PROGRAMS = Path(sys.executable).parent
 _SUMMARIZING = {"summarize_wal": "on", "wal_summary_keep_time": "14d"}
 
@@ -31,7 +35,7 @@ def main(story: str = "pitr") -> int:
     if story not in STORIES:
         print(f'demo-bacula: no story "{story}": expected one of {", ".join(STORIES)}', file=sys.stderr)
         return 2
-    settings = _SUMMARIZING if story == "pitr_block" else {}
+    settings = {"pitr_block": _SUMMARIZING, "cdp": RECEIVED}.get(story, {})
     with server_directory() as directory, ExitStack() as stack:
         installation = newest_installation()
         _tell(f"a new server, {installation.version}, and a Bacula {VERSION} of its own, in {directory}")
@@ -41,6 +45,8 @@ def main(story: str = "pitr") -> int:
         director.start()
         if story == "parallel_dump":
             return _parallel_dump(cluster, director)
+        if story == "cdp":
+            return _cdp(directory, cluster, director)
         return _story(directory, cluster, director, mode=story)
 
 
@@ -113,6 +119,46 @@ def _parallel_dump(cluster: Cluster, director: Director) -> int:
     return 0 if is_well else 1
 
 
+def _cdp(directory: Path, cluster: Cluster, director: Director) -> int:
+    """Kill the server under load; bring back every transaction that was acknowledged."""
+    spool_dir = directory / "spool"
+    spool_dir.mkdir()
+    server_user().own(spool_dir)
+    place = f"host={cluster.socket_directory} port={cluster.port} user={SUPERUSER}"
+    base = director.add_job("base", f"pgkeep: mode=pitr {place} start_fast=yes")
+    print(base.text())
+    print(director.add_job("wal", f"pgkeep: mode=cdp {place} spool_dir={spool_dir}").text())
+    cluster.sql(SCHEMA)
+    with receiving(cluster, spool_dir) as lines:
+        cluster.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{SLOT}'")
+        cluster.sql("SELECT pg_reload_conf()")
+        _tell(f"pgkeep receive default --spool-for=bacula, a synchronous standby: {lines[-1].strip()}")
+        _backup(director, "Full", name="base")
+        commits = Commits(cluster, "load")
+        commits.wait_for(LOAD_TRANSFERS)
+        _backup(director, "Full", name="wal")
+        commits.wait_for(LOAD_TRANSFERS)
+        _backup(director, "Incremental", name="wal")
+        commits.wait_for(LOAD_TRANSFERS)
+        cluster.kill()
+        commits.join()
+        _tell(f"kill -9 of the server; {commits.count} transactions were acknowledged")
+        _backup(director, "Incremental", name="wal")
+    where = directory / "restored"
+    _tell("the restore, in bconsole: the base backup and the WAL, which are of two FileSets")
+    with director.open_console() as console:
+        job_id = director.restore_in(console, base, where, select="jobid=1,2,3,4")
+        print(_indented(console.transcript))
+    if not _show(director.wait(job_id)):
+        return 1
+    [label] = where.rglob("backup_label")
+    with _started(cluster, label.parent, directory) as restored:
+        commits.assert_in(restored.value)
+        _tell(f"all {commits.count} are there, and nothing but those")
+    print("demo-bacula: OK", flush=True)
+    return 0
+
+
 def _install(director: Director, bin_dir: Path) -> None:
     """Give the plugin to the File Daemon, as an administrator would."""
     state, config = director.directory / "state", director.directory / "pgkeep.conf"
@@ -153,6 +199,13 @@ def _show(result: JobResult) -> bool:
 
 def _start_and_look(cluster: Cluster, data_directory: Path, directory: Path) -> tuple[dict[str, str], int]:
     """Start the restored server, wait until it has replayed, and return digests of its rows and their number."""
+    with _started(cluster, data_directory, directory) as restored, restored.connect() as connection:
+        return digest(connection), check_ledger(connection)
+
+
+@contextmanager
+def _started(cluster: Cluster, data_directory: Path, directory: Path) -> Iterator[Cluster]:
+    """Start the restored server, wait until it has replayed, and stop it after the block."""
     restored = Cluster(cluster.installation, data_directory, work_directory=directory)
     restored.port = free_port()
     with restored.start(timeout_seconds=120):
@@ -161,8 +214,7 @@ def _start_and_look(cluster: Cluster, data_directory: Path, directory: Path) -> 
             if time.monotonic() > deadline:
                 raise SystemExit("the restored server does not leave recovery")
             time.sleep(0.05)
-        with restored.connect() as connection:
-            return digest(connection), check_ledger(connection)
+        yield restored
 
 
 def _indented(text: str) -> str:

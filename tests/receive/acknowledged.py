@@ -68,7 +68,7 @@ class Commits:
             while True:
                 number = self.last[worker] + 1
                 # In one message: no commit is acknowledged here without what the server knew behind it.
-                cursor = connection.execute(_COMMIT.format(worker=worker, number=number))  # type: ignore[arg-type]
+                cursor = connection.execute(_COMMIT.format(worker=worker, number=number))
                 while cursor.nextset():
                     pass
                 row = cursor.fetchone()

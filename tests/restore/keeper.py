@@ -82,7 +82,7 @@ class Restored:
     def value(self, statement: str, *, dbname: str = "postgres") -> Any:
         """Return the single value of a one-row *statement*."""
         with self.connect(dbname) as connection:
-            row = connection.execute(statement).fetchone()  # type: ignore[call-overload]
+            row = connection.execute(statement).fetchone()
         assert row is not None
         return row[0]
 
@@ -112,7 +112,7 @@ class Restored:
     def start(self, *, wait: bool = True) -> None:
         """Start the server by pg_ctl, as somebody would who has never heard of pgkeep."""
         log = self.data_directory.with_name(f"{self.data_directory.name}.log")
-        command = [self.installation.program("pg_ctl"), "-D", self.data_directory, "-l", log, "-t", "60", "-s"]
+        command: list[str | Path] = [self.installation.program("pg_ctl"), "-D", self.data_directory, "-l", log, "-t", "60", "-s"]
         done = server_user().run([*command, "-w" if wait else "-W", "start"], env=environment(), check=False)
         assert done.returncode == 0, f"{done.stdout}\n{log.read_text()[-4000:]}"
         self.guard()

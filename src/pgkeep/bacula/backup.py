@@ -89,7 +89,8 @@ def run(session: Session) -> None:
                 hint="give each server a cluster_id of its own",
             )
         channel.end()
-        if job.level in ("", "F") and channel.is_extended:
+        # How a cluster is restored is asked once: with its base backup.
+        if job.level in ("", "F") and channel.is_extended and this.mode.needs_server:
             _send_config_object(channel)
         with ExitStack() as held:
             record: list[UnnamedRecord] = []
@@ -99,9 +100,11 @@ def run(session: Session) -> None:
 
             files = held.enter_context(contextlib.closing(FileList(str(this.state.directory))))
             manifest = held.enter_context(contextlib.closing(KeptManifest(this.state.directory, job.name)))
-            with open_source(this.settings, say=channel.say, warn=channel.warn) as server:
-                _release_slot(this, server)
-                source = f"{server.sql.info.host}:{server.sql.info.port}"
+            with opened_server(this) as server:
+                source = "its spool"
+                if server is not None:
+                    _release_slot(this, server)
+                    source = f"{server.sql.info.host}:{server.sql.info.port}"
                 open_sink = SinkOpener(this, files, manifest.write, recorded)
                 head, tail = backup(
                     this.request,
@@ -177,6 +180,23 @@ def prepared_job(session: Session, *, is_estimate: bool = False) -> Iterator[Bac
         )
     finally:
         history.close()
+
+
+def opened_server(job: BackupJob) -> AbstractContextManager[Server | None]:
+    """
+    Connect to the server; give None when it does not answer and the mode can do without.
+
+    Raises:
+        ServerError: It cannot be reached, and must be.
+    """
+    channel = job.session.channel
+    try:
+        return open_source(job.settings, say=channel.say, warn=channel.warn)
+    except ServerError as error:
+        if job.mode.needs_server:
+            raise
+        channel.warn(f"{error.message}: what was received from it before is sent")
+        return contextlib.nullcontext(None)
 
 
 def _judge_level(session: Session, state: ClusterState, level: Level, *, may_be_full: bool) -> Level:
@@ -290,7 +310,8 @@ def _say_base(job: BackupJob, plan: Plan, base: JobBase) -> None:
 def _release_slot(job: BackupJob, server: Server) -> None:
     """Let the lasting slot forget what a job holds that is known to have succeeded."""
     name, held = job.settings.text("slot_name"), job.history.wal_held()
-    if not job.is_physical or not name or held is None:
+    # A mode that can do without the server has its own way with slots: they may be a receiver's.
+    if not job.mode.needs_server or not job.is_physical or not name or held is None:
         return
     try:
         slot = find_slot(server, name)

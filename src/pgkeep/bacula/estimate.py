@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pgkeep.bacula.backup import prepared_job
+from pgkeep.bacula.backup import opened_server, prepared_job
 from pgkeep.bacula.owners import group_number, user_number
 from pgkeep.bacula.session import Session
 from pgkeep.bacula.sink import NANOSECONDS, catalog_name
-from pgkeep.jobs.connection import open_source
 from pgkeep.streams.item import ItemHeader, ItemKind
 from pgkeep.wire.file_item import FileKind, FileStatus, encode_file
 
@@ -22,7 +21,7 @@ def run(session: Session) -> None:
     channel = session.channel
     with (
         prepared_job(session, is_estimate=True) as this,
-        open_source(this.settings, say=channel.say, warn=channel.warn) as server,
+        opened_server(this) as server,
     ):
         channel.end()
         plan = this.mode.plan(this.request, server=server, history=this.history)

@@ -18,6 +18,7 @@ from pgkeep.errors import FormatError
 from pgkeep.modes.contract import Say
 from pgkeep.pg.data_directory import BACKUP_MANIFEST
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
+from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.item import Buffer
 from pgkeep.streams.record import FileEntry, Level, RecordHead, new_backup_id
 from pgkeep.vault.file_index import FileIndex
@@ -144,6 +145,26 @@ class JobHistory:
         if record is None or record.head.wal is None:
             return None
         return WalPosition(Timeline(record.head.wal.timeline), Lsn.parse(record.head.wal.stop))
+
+    def confirmed(self) -> list[RecordHead]:
+        """Return the heads of the backups of this mode that are known to have succeeded."""
+        return [one.head for one in self._state.records() if one.is_confirmed]
+
+    def recovery_base(self) -> RecordHead | None:
+        """
+        Return the head of the newest base backup of the cluster that is known to have succeeded.
+
+        Where none is known to, it is the oldest of all: what came after it is needed, whichever of them did.
+        """
+        found = [
+            one
+            for mode in PHYSICAL_MODES
+            for one in self._state.beside(mode).records()
+            if one.head.has_files and one.head.wal is not None
+        ]
+        found.sort(key=lambda one: one.head.backup_id)
+        confirmed = [one for one in found if one.is_confirmed]
+        return confirmed[-1].head if confirmed else found[0].head if found else None
 
     def base_of(self, backup_id: str) -> JobBase | None:
         """Return the base with that id, if it was given out."""

@@ -18,6 +18,8 @@ from pgkeep.settings import Parameter, render_value, restore_menu
 from pgkeep.streams.record import RECORD_FORMAT, RecordHead, RecordTail
 
 RESTORE_OBJECT = "pgkeep"
+OBJECT_BESIDE = "beside"
+"""What the bridge calls the restore object of another Plugin line of the same restore."""
 OPTIONS_OBJECT = "RestoreOptions"
 
 MAX_OBJECTS_BYTES = 65_536 - 4_096

@@ -19,9 +19,10 @@ import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pgkeep.bacula.channel import Channel
-from pgkeep.bacula.objects import RESTORE_OBJECT, parse_head_object
+from pgkeep.bacula.objects import OBJECT_BESIDE, RESTORE_OBJECT, parse_head_object
 from pgkeep.bacula.restore_options import restore_settings
 from pgkeep.bacula.restore_supply import RestoreStream
 from pgkeep.bacula.session import Session
@@ -36,12 +37,16 @@ from pgkeep.errors import (
     UsageError,
     WireError,
 )
+from pgkeep.jobs.recovery.promised_wal import CDP_MODE
+from pgkeep.jobs.restoring.private_wal import PrivateWal
 from pgkeep.jobs.restoring.settings import audit_file, check_allowed
+from pgkeep.jobs.streamed.beside import WalBeside
 from pgkeep.jobs.streamed.files import restore_files
 from pgkeep.jobs.streamed.plan import prepare_stream
 from pgkeep.jobs.streamed.restore import ArrivingItem, restore_stream
 from pgkeep.jobs.streamed.selection import PartialSelection, Selection
 from pgkeep.settings import Rank, Resolved
+from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.record import RecordHead, RecordTail
 from pgkeep.wire.packet import PacketKind
 
@@ -96,13 +101,24 @@ class _Restore:
         prefix = f"@postgresql/cluster_{cluster_id}" if cluster_id else "@postgresql"
         self._root = f"{prefix}/{self._mode}"
         self._heads: list[tuple[RecordHead, RecordTail]] = []
+        self._others: list[RecordHead] = []
         self._selection: Selection | None = None
+        self._beside: Selection | None = None
+        self._has_base = False
         self._now = dt.datetime.now(dt.UTC)
         restore_id = str(session.job.job_id or f"{self._now:%Y%m%dT%H%M%SZ}")
         self._audit = audit_file(self._settings, restore_id, say=self._say, warn=self._channel.warn)
 
     def run(self) -> None:
         """Hold the conversation from RestoreStart to FINISH."""
+        try:
+            self._converse()
+        finally:
+            if self._cdp_heads() and self._mode != CDP_MODE:
+                # Whatever became of this one: the other line need not keep WAL for it.
+                self._wal_beside().end()
+
+    def _converse(self) -> None:
         channel = self._channel
         with self._audit.kept():
             check_allowed(self._settings)
@@ -168,10 +184,15 @@ class _Restore:
             raise WireError(f"the restore object {name} has {len(content)} bytes, announced were {length}")
         if name == RESTORE_OBJECT:
             self._heads.append(parse_head_object(bytes(content)))
+        elif name == OBJECT_BESIDE:
+            # What another line cannot read, that line says.
+            with contextlib.suppress(FormatError):
+                self._others.append(parse_head_object(bytes(content))[0])
 
     def _read_expected(self) -> Selection | None:
         """Return what the daemon says that will come; None when it names nothing at all."""
         selection = Selection(self._root)
+        beside = self._beside = Selection(f"{self._prefix}/{CDP_MODE}")
         rest, is_empty = b"", True
         for piece in self._channel.data():
             *entries, rest = (rest + bytes(piece)).split(b"\0")
@@ -180,7 +201,9 @@ class _Restore:
                 fields = entry.decode("utf-8", "surrogateescape").split(" ", 3)
                 if len(fields) < 4 or not fields[0].lstrip("-").isdigit() or not fields[1].lstrip("-").isdigit():
                     raise WireError(f'an entry of EXPECT is "<size> <mtime> <delta> <name>", found {entry[:80]!r}')
-                selection.add(fields[3].lstrip("/").removesuffix("/"), int(fields[0]), int(fields[1]))
+                for one in (selection, beside):
+                    one.add(fields[3].lstrip("/").removesuffix("/"), int(fields[0]), int(fields[1]))
+                self._has_base |= fields[3].endswith("/backup_label")
             if len(rest) > MAX_NAME_BYTES:
                 raise WireError("an entry of EXPECT has no end")
         if rest:
@@ -198,12 +221,17 @@ class _Restore:
             return _skip
         if self._settings.get("restore_mode") == "files":
             return self._prepare_files("")
+        if self._mode == CDP_MODE:
+            return self._prepare_wal()
         if self._mode.endswith("dump"):
             return self._prepare_dump()
         return self._prepare_cluster()
 
     def _is_for_another_mode(self) -> bool:
         wanted = self._settings.get("restore_mode")
+        if self._mode == CDP_MODE and wanted in PHYSICAL_MODES:
+            # Its WAL belongs to a base backup.
+            return False
         if wanted in ("auto", "files", self._mode):
             return False
         if self._settings.origin("restore_mode").rank is Rank.WHERE:
@@ -229,6 +257,8 @@ class _Restore:
                     place=self._where.place,
                     now=self._now,
                     audit=self._audit,
+                    beside=self._cdp_heads(),
+                    wal_beside=self._beside.wal if self._beside is not None else (),
                 )
             except PartialSelection as found:
                 if self._where.place is None:
@@ -238,11 +268,20 @@ class _Restore:
             return self._prepare_files(f"{partial}: the files are restored as they are, not as a cluster")
         if is_dry:
             return self._plan_only(list(prepared.prepared.lines()))
+        beside = self._wal_beside() if self._cdp_heads() else None
+        expected = [name for name, _ in self._beside.wal] if self._beside is not None else None
+
+        def take_beside(wal: PrivateWal) -> None:
+            if beside is not None:
+                self._say(f"WAL of mode cdp: {beside.hand_over(expected, wal)} files")
+
         for line in prepared.prepared.lines():
             self._audit.say(line)
 
         def work(items: Iterable[ArrivingItem]) -> None:
-            restore_stream(prepared.prepared, prepared.wal, self._until_finish(items), say=self._say)
+            restore_stream(
+                prepared.prepared, prepared.wal, self._until_finish(items), say=self._say, take_beside=take_beside
+            )
 
         return work
 
@@ -260,6 +299,47 @@ class _Restore:
         for line in plan.lines():
             self._say(line)
         return lambda items: plan.restore(self._until_finish(items), say=self._say, warn=self._channel.warn)
+
+    def _prepare_wal(self) -> Work:
+        """Prepare to take WAL for the base backup that another Plugin line restores."""
+        bases = [head for head in self._others if head.has_files and self._is_near(head)]
+        if not bases or not (self._has_base or self._selection is None):
+            if self._where.place is not None:
+                return self._prepare_files("no base backup of the cluster comes with this WAL")
+            raise RestoreRefused(
+                f"this is WAL of mode cdp, and no base backup of {self._prefix} is among the restored jobs",
+                hint="restore the newest base backup with it: restore jobid=<base>,<cdp>,...; or give where=/directory",
+            )
+        beside = self._wal_beside()
+        beside.begin()
+
+        def work(items: Iterable[ArrivingItem]) -> None:
+            count = beside.keep(items, root=self._root)
+            self._say(f"{count} WAL files go to the restore of {bases[-1].details.get('root', 'the base backup')}")
+
+        return work
+
+    def _wal_beside(self) -> WalBeside:
+        job = self._session.job
+        restore = f"{job.job_id}.{job.name}".replace("/", "_")
+        return WalBeside(Path(self._settings.require("state_dir")), restore=restore, cluster=self._prefix)
+
+    def _cdp_heads(self) -> list[RecordHead]:
+        """Return the heads of the jobs of mode cdp whose WAL belongs to the backups of this line."""
+        ours = {head.system_identifier for head, _ in self._heads}
+        return [
+            head
+            for head in self._others
+            if head.mode == CDP_MODE and head.system_identifier in ours and self._is_near(head)
+        ]
+
+    @property
+    def _prefix(self) -> str:
+        """Virtual path above the modes."""
+        return self._root.rpartition("/")[0]
+
+    def _is_near(self, head: RecordHead) -> bool:
+        return str(head.details.get("root", "")).rpartition("/")[0] == self._prefix
 
     def _prepare_files(self, reason: str) -> Work:
         place = self._where.place

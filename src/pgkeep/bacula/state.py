@@ -16,6 +16,7 @@ The Director says which job counts when it names it as the one to build on, and 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 import time
@@ -72,6 +73,12 @@ class ClusterState:
 
     def __init__(self, state_dir: str, *, cluster_id: str, mode: str) -> None:
         self.directory = Path(state_dir) / "bacula" / (f"cluster_{cluster_id}" if cluster_id else "default") / mode
+
+    def beside(self, mode: str) -> ClusterState:
+        """Return the records of the same cluster in another mode."""
+        other = copy.copy(self)
+        other.directory = self.directory.parent / mode
+        return other
 
     def prepare(self) -> None:
         """Make the directory; raise SettingsError when that cannot be done."""

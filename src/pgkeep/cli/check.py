@@ -8,10 +8,10 @@ from pathlib import Path
 from pgkeep.cli.door import Call
 from pgkeep.cli.named_tests import report_results
 from pgkeep.cli.output import say, warn
-from pgkeep.cli.receive import slot_of
 from pgkeep.jobs.check import CheckRequest, check
 from pgkeep.jobs.connection import open_source
 from pgkeep.modes.physical_wal import WalOptions
+from pgkeep.server.slots import slot_of
 from pgkeep.settings import check_config, read_config
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-import re
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,10 +16,10 @@ from pgkeep.cli.output import fail, say, warn
 from pgkeep.errors import PgkeepError, UsageError
 from pgkeep.jobs.receiving.readiness import notify
 from pgkeep.jobs.receiving.service import ReceiveRequest, ReceiveService
-from pgkeep.jobs.receiving.source import SourceOptions
+from pgkeep.jobs.receiving.source import SourceOptions, identity_of
+from pgkeep.server.slots import slot_of
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_MOST_NAME_BYTES = 63
 
 
 def run(calls: Sequence[Call]) -> None:
@@ -113,26 +112,27 @@ def _tell(how: Callable[[str], None], name: str, text: str) -> None:
 
 def _request(call: Call, stack: ExitStack) -> ReceiveRequest:
     settings = call.settings
-    cluster = stack.enter_context(call.cluster())
+    spool_dir = Path(settings.require("spool_dir")) / call.cluster_name
+    cluster = stack.enter_context(call.cluster()) if settings.get("spool_for") == "vault" else None
     slot = settings.text("slot_name") or slot_of(call.cluster_name)
+    # One name for the slot and for synchronous_standby_names.
+    target = dataclasses.replace(call.connection(), application_name=slot)
+    if cluster is not None:
+        identity = (cluster.archive.system_identifier, cluster.archive.segment_size)
+    else:
+        identity = identity_of(spool_dir, target)
     return ReceiveRequest(
         cluster=cluster,
         options=SourceOptions(
-            # One name for the slot and for synchronous_standby_names.
-            target=dataclasses.replace(call.connection(), application_name=slot),
+            target=target,
             slot=slot,
             allow_unbounded_slot=settings.flag("allow_unbounded_slot"),
-            system_identifier=cluster.archive.system_identifier,
-            segment_size=cluster.archive.segment_size,
+            system_identifier=identity[0],
+            segment_size=identity[1],
         ),
-        spool_dir=Path(settings.require("spool_dir")) / call.cluster_name,
+        spool_dir=spool_dir,
         spool_bytes=settings.number("spool_max"),
         window_seconds=settings.number("cdp_window_seconds"),
         compression_level=settings.number("zstd_level"),
         slot_wal_max=settings.number("slot_wal_max"),
     )
-
-
-def slot_of(cluster_name: str) -> str:
-    """Return the name of the slot for a cluster, as far as slots may be called so: ``pgkeep_main``."""
-    return f"pgkeep_{re.sub(r'[^a-z0-9_]', '_', cluster_name.lower())}"[:_MOST_NAME_BYTES]

@@ -28,7 +28,7 @@ def backup(
     request: BackupRequest,
     *,
     mode: Mode,
-    server: Server,
+    server: Server | None,
     history: History,
     open_sink: OpenSink,
     confirms: bool = True,
@@ -39,7 +39,7 @@ def backup(
     Args:
         request: What is asked for.
         mode: How such a backup is made.
-        server: The server to back up.
+        server: The server to back up; None when it does not answer, for a mode that can do without.
         history: What the sink knows of earlier backups.
         open_sink: Opens the sink once the plan is known.
         confirms: Whether what is recorded is also safe; else the server goes on keeping WAL, until a later job knows.

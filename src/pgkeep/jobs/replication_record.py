@@ -10,14 +10,14 @@ from pgkeep.server.connection import Server
 from pgkeep.streams.record import RecordHead
 
 
-def with_replication_state(head: RecordHead, request: BackupRequest, server: Server) -> RecordHead:
+def with_replication_state(head: RecordHead, request: BackupRequest, server: Server | None) -> RecordHead:
     """
     Return *head* with the replication state of *server*, where that is asked for.
 
     It is asked at the end: what a slot is worth to a restore is where it stood when the backup ended. A state that
-    cannot be had costs a warning, never the backup.
+    cannot be had costs a warning, never the backup; of a server that does not answer nothing is recorded.
     """
-    if not request.track_replication_state:
+    if not request.track_replication_state or server is None:
         return head
     from pgkeep.server.replication_state import capture
 

@@ -15,6 +15,7 @@ MODES = {
     "parallel_dump": "pgkeep.modes.parallel_dump:ParallelDumpMode",
     "pitr": "pgkeep.modes.pitr:PitrMode",
     "pitr_block": "pgkeep.modes.pitr_block:PitrBlockMode",
+    "cdp": "pgkeep.modes.cdp:CdpMode",
 }
 """Every mode by its name: module and class, imported when it is asked for."""
 

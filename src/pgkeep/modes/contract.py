@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pgkeep.pg.lsn import WalPosition
-from pgkeep.server.connection import Server
 from pgkeep.streams.item import Buffer, Item, ItemHeader
 from pgkeep.streams.record import FileEntry, Level, RecordHead
 
@@ -159,19 +158,21 @@ class Mode(Protocol):
     name: str
     levels: frozenset[Level]
     """Levels that it makes; another one is made as a Full, which the log says."""
+    needs_server: bool
+    """Whether nothing is possible when the server does not answer; otherwise *server*, a Server, may be None then."""
 
     def options(self, value_of: Callable[[str], Any]) -> Any:
         """Return the mode's options; *value_of* gives the value of a parameter by its canonical name."""
         ...
 
-    def plan(self, request: BackupRequest, *, server: Server, history: History) -> Plan:
+    def plan(self, request: BackupRequest, *, server: Any, history: History) -> Plan:
         """Return what will be done, or refuse with the reason and what to do about it."""
         ...
 
-    def foresee(self, plan: Any, *, server: Server) -> Iterator[ItemHeader]:
+    def foresee(self, plan: Any, *, server: Any) -> Iterator[ItemHeader]:
         """Yield the headers of what ``open`` would send, but for the record; read no content and begin nothing."""
         ...
 
-    def open(self, plan: Any, *, server: Server) -> AbstractContextManager[Source]:
+    def open(self, plan: Any, *, server: Any) -> AbstractContextManager[Source]:
         """Begin the backup that *plan* describes."""
         ...

@@ -39,6 +39,7 @@ class DumpMode:
 
     name = "dump"
     levels = frozenset({Level.FULL})
+    needs_server = True
 
     def options(self, value_of: Callable[[str], Any]) -> DumpOptions:
         """Return the options of a dump."""

@@ -56,6 +56,7 @@ class ParallelDumpMode:
 
     name = "parallel_dump"
     levels = frozenset({Level.FULL})
+    needs_server = True
 
     def options(self, value_of: Callable[[str], Any]) -> ParallelDumpOptions:
         """Return the options of a parallel dump."""

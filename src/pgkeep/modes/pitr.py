@@ -100,6 +100,7 @@ class PitrMode:
 
     name = "pitr"
     levels = ALL_LEVELS
+    needs_server = True
 
     def options(self, value_of: Callable[[str], Any]) -> PitrOptions:
         """Return the options of a pitr backup."""

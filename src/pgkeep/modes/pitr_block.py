@@ -68,6 +68,7 @@ class PitrBlockMode:
 
     name = "pitr_block"
     levels = ALL_LEVELS
+    needs_server = True
 
     def options(self, value_of: Callable[[str], Any]) -> PitrBlockOptions:
         """Return the options of a pitr_block backup."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pgkeep.server.connection import Server, fetch
 from pgkeep.server.refusals import OBJECT_IN_USE
 
 _POLL_SECONDS = 0.05
+_MOST_NAME_BYTES = 63
 _GONE_HINT = "raise max_slot_wal_keep_size, or set archive_dir to where the server archives"
 
 
@@ -51,6 +53,11 @@ class ReplicationSlot:
     def is_lost(self) -> bool:
         """Whether WAL that the slot should have kept is gone."""
         return self.wal_status == "lost"
+
+
+def slot_of(cluster: str) -> str:
+    """Return the name of the slot for *cluster*, as far as slots may be called so: ``pgkeep_main``."""
+    return f"pgkeep_{re.sub(r'[^a-z0-9_]', '_', cluster.lower())}"[:_MOST_NAME_BYTES]
 
 
 def slots(server: Server) -> list[ReplicationSlot]:

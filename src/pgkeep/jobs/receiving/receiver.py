@@ -45,7 +45,7 @@ class Receiver:
 
     Args:
         spool: Where to.
-        archive: Of the cluster: where its WAL ends tells where to begin when the spool is empty.
+        archive: Of the cluster: where its WAL ends tells where to begin when the spool is empty; None for no vault.
         options: Which server.
         ears: Who hears of it.
         stop: Ends it in order: what was received is made durable, and the server hears of it.
@@ -58,7 +58,7 @@ class Receiver:
     def __init__(
         self,
         spool: Spool,
-        archive: WalArchive,
+        archive: WalArchive | None,
         options: SourceOptions,
         ears: Ears,
         *,
@@ -284,7 +284,7 @@ class Receiver:
         if kept <= position.lsn:
             raise error
         timeline = source.history.timeline_at(kept)
-        if held_through(self._archive, timeline, held) >= kept:
+        if self._archive is not None and held_through(self._archive, timeline, held) >= kept:
             self._ears.say(f"the vault has the WAL from {held} to {kept}, which the server has no more")
             self._behind_hole = WalPosition(timeline, kept)
             return

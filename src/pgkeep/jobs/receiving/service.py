@@ -1,4 +1,8 @@
-"""Receive the WAL of one cluster and ship it into the vault: two threads, the spool between them, and a watchdog."""
+"""
+Receive the WAL of one cluster and ship it into the vault: two threads, the spool between them, and a watchdog.
+
+Where Bacula's jobs take the WAL, nothing is shipped here: they read the spool, and remove from it what they hold.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ class ReceiveRequest:
     What to receive, and where to.
 
     Attributes:
-        cluster: In the vault.
+        cluster: In the vault; None where Bacula's jobs take what is spooled.
         options: Which server.
         spool_dir: Directory of the cluster's spool.
         spool_bytes: What the spool may take.
@@ -37,7 +41,7 @@ class ReceiveRequest:
         slot_wal_max: WAL that the slot may keep on the server before it is dropped, in bytes; 0 for any.
     """
 
-    cluster: ClusterVault
+    cluster: ClusterVault | None
     options: SourceOptions
     spool_dir: Path
     spool_bytes: int
@@ -71,30 +75,34 @@ class ReceiveService:
         ended: Callable[[], None],
     ) -> None:
         self.failure: BaseException | None = None
-        self._directory = request.cluster.directory
+        self._directory = request.cluster.directory if request.cluster is not None else request.spool_dir
         self._ended = ended
         self._warn = warn
         self._stop = threading.Event()
         self._cancelled = threading.Event()
-        archive = request.cluster.archive
+        archive = request.cluster.archive if request.cluster is not None else None
         self._spool = Spool(
             request.spool_dir,
-            system_identifier=archive.system_identifier,
-            segment_size=archive.segment_size,
+            system_identifier=request.options.system_identifier,
+            segment_size=request.options.segment_size,
             max_bytes=request.spool_bytes,
         )
         ears = Ears(say=say, warn=warn, record_hole=self._record_hole, streams=streams, arrived=self._wake_shipper)
         self._receiver = Receiver(
             self._spool, archive, request.options, ears, stop=self._stop, cancelled=self._cancelled
         )
-        self._shipper = Shipper(
-            self._spool,
-            archive,
-            self._receiver.durable,
-            window_seconds=request.window_seconds,
-            compression_level=request.compression_level,
-            say=say,
-            warn=warn,
+        self._shipper = (
+            Shipper(
+                self._spool,
+                archive,
+                self._receiver.durable,
+                window_seconds=request.window_seconds,
+                compression_level=request.compression_level,
+                say=say,
+                warn=warn,
+            )
+            if archive is not None
+            else None
         )
         self._watchdog = Watchdog(
             request.cluster,
@@ -110,11 +118,16 @@ class ReceiveService:
         )
         self._watching = threading.Thread(target=self._watchdog.run, args=(self._stop,), name="watchdog", daemon=True)
         self._receiving = threading.Thread(target=self._receive, name="wal-receive", daemon=True)
-        self._shipping = threading.Thread(target=self._ship, name="wal-ship", daemon=True)
+        self._shipping = (
+            threading.Thread(target=self._ship, args=[self._shipper], name="wal-ship", daemon=True)
+            if self._shipper is not None
+            else None
+        )
 
     def start(self) -> None:
         """Start all threads."""
-        self._shipping.start()
+        if self._shipping is not None:
+            self._shipping.start()
         self._receiving.start()
         self._watching.start()
 
@@ -126,7 +139,7 @@ class ReceiveService:
     def stop(self) -> None:
         """Ask both threads to end."""
         self._stop.set()
-        self._shipper.wake()
+        self._wake_shipper()
 
     def finish(self) -> None:
         """
@@ -143,11 +156,13 @@ class ReceiveService:
         if self._receiving.is_alive():
             # Nothing ends a connection attempt or a question from outside, and it writes nothing meanwhile.
             self._warn("the server does not answer: ending without waiting for it any longer")
-        self._shipping.join()
+        if self._shipping is not None:
+            self._shipping.join()
         # Whatever server it may be waiting for, nothing depends on it.
         self._watching.join(_LAST_SECONDS)
         try:
-            self._shipper.finish()
+            if self._shipper is not None:
+                self._shipper.finish()
         finally:
             self._watchdog.finish()
             # The end of the process closes it under a thread that may yet look into it.
@@ -164,15 +179,16 @@ class ReceiveService:
         finally:
             self._ended()
 
-    def _ship(self) -> None:
+    def _ship(self, shipper: Shipper) -> None:
         try:
-            self._shipper.run(self._stop)
+            shipper.run(self._stop)
         except BaseException as error:  # noqa: BLE001 - raised by finish
             self.failure = error
             self._ended()
 
     def _wake_shipper(self) -> None:
-        self._shipper.wake()
+        if self._shipper is not None:
+            self._shipper.wake()
 
     def _record_hole(self, hole: WalHole) -> None:
         with contextlib.suppress(PgkeepError):

@@ -6,13 +6,16 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from pgkeep.errors import ServerError, SettingsError
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.server import queries
 from pgkeep.server.connection import ConnectionTarget, Server
 from pgkeep.server.replication import HistoryFile, Replication
 from pgkeep.server.slots import check_slot_is_bounded, create_physical_slot, drop_slot, find_slot
+from pgkeep.spool.reading import SpoolView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,21 @@ class Source:
         with contextlib.suppress(ServerError):
             return self.replication.timeline_history(timeline)
         return None
+
+
+def identity_of(spool_dir: Path, target: ConnectionTarget) -> tuple[SystemIdentifier, int]:
+    """
+    Return system identifier and segment size of the cluster that the spool *spool_dir* is for, or is going to be for.
+
+    Raises:
+        ServerError: There is no spool yet, and the server cannot be asked.
+        VaultError: The spool cannot be read.
+    """
+    spool = SpoolView.found(spool_dir)
+    if spool is not None:
+        return spool.system_identifier, spool.segment_size
+    with Server.open(target) as server:
+        return queries.identify(server).system_identifier, queries.wal_segment_size(server)
 
 
 @contextlib.contextmanager

@@ -88,15 +88,16 @@ def resume_after(held: Held, history: TimelineHistory, server: TimelineHistory) 
     return Resume(WalPosition(common, ours), branch=held.end)
 
 
-def held_end(spool: Spool, archive: WalArchive, server: TimelineHistory) -> Held | None:
-    """Return the end of what is held: in the spool, else in the vault along *server*; None when there is nothing."""
+def held_end(spool: Spool, archive: WalArchive | None, server: TimelineHistory) -> Held | None:
+    """Return the end of what is held: in the spool, else in a vault along *server*; None when there is nothing."""
     segments = spool.segments()
     if segments:
         newest = segments[-1]
         end = spooled_end(spool, newest)
         resume = newest.segment.end_lsn if newest.is_complete else newest.segment.start_lsn
         return Held(WalPosition(newest.segment.timeline, end), resume, "spool")
-    for timeline in reversed(server.timelines):
+    for timeline in reversed(server.timelines) if archive is not None else ():
+        assert archive is not None
         ends = [held.end_lsn for held in ranges(archive, timeline)]
         if ends:
             fork = server.fork_of(timeline)
@@ -119,12 +120,12 @@ def spooled_end(spool: Spool, spooled: SpooledSegment) -> Lsn:
     return min(found.end, segment.end_lsn)
 
 
-def known_history(held: Held, server: TimelineHistory, spool: Spool, archive: WalArchive) -> TimelineHistory:
+def known_history(held: Held, server: TimelineHistory, spool: Spool, archive: WalArchive | None) -> TimelineHistory:
     """Return the history of the timeline of *held*; raise ArchiveError when nothing tells it."""
     timeline = held.end.timeline
     if timeline == 1:
         return TimelineHistory.single(timeline)
-    content = spool.history(timeline) or archive.history(timeline)
+    content = spool.history(timeline) or (archive.history(timeline) if archive is not None else None)
     if content is not None:
         return TimelineHistory.parse(content, timeline=timeline)
     if held.where == "vault":

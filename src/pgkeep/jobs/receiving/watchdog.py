@@ -42,10 +42,10 @@ class Watchdog:
     Watches over one receiver and its shipper; runs in a thread of its own.
 
     Args:
-        cluster: In the vault.
+        cluster: In the vault; None where Bacula's jobs take the WAL, which say for themselves what they lack.
         spool: Of the receiver.
         receiver: Who receives.
-        shipper: Who ships.
+        shipper: Who ships; None in the same case.
         options: Which server.
         window_seconds: How old unshipped WAL may be.
         slot_wal_max: WAL that the slot may keep before it is dropped, in bytes; 0 for any.
@@ -56,10 +56,10 @@ class Watchdog:
 
     def __init__(
         self,
-        cluster: ClusterVault,
+        cluster: ClusterVault | None,
         spool: Spool,
         receiver: Receiver,
-        shipper: Shipper,
+        shipper: Shipper | None,
         options: SourceOptions,
         *,
         window_seconds: float,
@@ -136,7 +136,8 @@ class Watchdog:
         self._asks_in_danger = self._asks_in_danger + 1 if is_in_danger(self._slot, self._server_end) else 0
 
     def _figures(self) -> Figures:
-        now, received, shipped = time.time(), self._receiver.received(), self._shipper.shipped()
+        now, received = time.time(), self._receiver.received()
+        shipped = self._shipper.shipped() if self._shipper is not None else received
         slot, server_end = self._slot, self._receiver.server_end or self._server_end
         if received is not None:
             if server_end is not None:
@@ -149,7 +150,7 @@ class Watchdog:
         self._idle_since = (self._idle_since or now) if is_idle else None
         return Figures(
             receiving=self._receiver.trouble,
-            shipping=self._shipper.trouble,
+            shipping=self._shipper.trouble if self._shipper is not None else "",
             server_end=server_end,
             received=received.lsn if received is not None else None,
             shipped=shipped.lsn if shipped is not None else None,
@@ -165,6 +166,8 @@ class Watchdog:
     def _open_holes(self) -> list[WalHole]:
         """Return the holes behind which there is no base backup; looked for again when there is news of either."""
         cluster = self._cluster
+        if cluster is None:
+            return []
         try:
             status = (cluster.directory / HOLES_FILE).stat()
         except FileNotFoundError:
@@ -173,7 +176,7 @@ class Watchdog:
         ids = [name for name in cluster.backup_ids() if (cluster.backup_directory(name) / MANIFEST_FILE).exists()]
         key = (status.st_mtime_ns, status.st_size, ids)
         if key != self._holes_key:
-            self._holes = holes_without_base(self._cluster)
+            self._holes = holes_without_base(cluster)
             self._holes_key = key
         return self._holes
 

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Sequence
 from pgkeep.errors import FormatError
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
-from pgkeep.pg.wal import WalSegment, is_segment_name
+from pgkeep.pg.wal import WalSegment, is_partial_name, is_segment_name
 from pgkeep.streams.record import RecordHead
+
+CDP_MODE = "cdp"
+_NAME_LENGTH = 24
 
 
 class PromisedWal:
@@ -18,13 +21,14 @@ class PromisedWal:
 
     Args:
         segment_size: Bytes.
-        heads: Records of the restored backups; they know the histories.
+        heads: Records of the restored backups, oldest first; they know the histories.
     """
 
     def __init__(self, segment_size: int, heads: Sequence[RecordHead]) -> None:
         self._size = segment_size
         self._heads = heads
         self._segments: dict[Timeline, dict[int, dt.datetime]] = {}
+        self._partial: dict[Timeline, dict[int, tuple[Lsn, dt.datetime]]] = {}
 
     @classmethod
     def of_names(
@@ -33,12 +37,15 @@ class PromisedWal:
         """Return the WAL in a list of WAL files, each with the time at which it was read."""
         promised = cls(segment_size, heads)
         for name, moment in names:
-            if is_segment_name(name):
+            if is_segment_name(name) or is_partial_name(name):
                 try:
-                    segment = WalSegment.parse(name, size=segment_size)
+                    segment = WalSegment.parse(name[:_NAME_LENGTH], size=segment_size)
                 except FormatError:
                     continue
-                promised._add(segment, moment)
+                if is_segment_name(name):
+                    promised._add(segment, moment)
+                else:
+                    promised._add_partial(segment, moment)
         return promised
 
     @classmethod
@@ -56,8 +63,10 @@ class PromisedWal:
             )
             for segment in segments:
                 # A standby cannot end its last segment, so what it carries of that is not the whole.
-                if segment.end_lsn <= stop or not head.from_standby:
+                if segment.end_lsn <= stop or not (head.from_standby or head.mode == CDP_MODE):
                     promised._add(segment, moment)
+                else:
+                    promised._add_partial(segment, moment)
         return promised
 
     def held_through(self, timeline: Timeline, lsn: Lsn) -> Lsn:
@@ -67,7 +76,8 @@ class PromisedWal:
         while number in held:
             number += 1
             end = Lsn(number * self._size)
-        return end
+        part = self._partial.get(timeline, {}).get(number)
+        return max(end, part[0]) if part is not None else end
 
     def histories(self) -> list[TimelineHistory]:
         """Return the history of every timeline that a record knows, and of timeline 1 when it has WAL."""
@@ -80,16 +90,30 @@ class PromisedWal:
     def end_of(self, timeline: Timeline) -> Lsn | None:
         """Return the end of the newest segment of *timeline*, holes or not; None when there is none."""
         held = self._segments.get(timeline)
-        return Lsn((max(held) + 1) * self._size) if held else None
+        ends = [end for end, _ in self._partial.get(timeline, {}).values()]
+        return max([*ends, *([Lsn((max(held) + 1) * self._size)] if held else [])], default=None)
 
     def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
         """Return when the segment of *timeline* that ends at *end* was read; None when it is not there."""
-        if not end or end % self._size:
+        if not end:
             return None
+        if end % self._size:
+            part = self._partial.get(timeline, {}).get(end // self._size)
+            return part[1] if part is not None else None
         return self._segments.get(timeline, {}).get(end // self._size - 1)
 
     def _add(self, segment: WalSegment, moment: dt.datetime) -> None:
         self._segments.setdefault(segment.timeline, {})[segment.number] = moment
+
+    def _add_partial(self, segment: WalSegment, moment: dt.datetime) -> None:
+        """Add as much of *segment* as the newest record says that there is: only those of mode cdp know it."""
+        ends = [
+            Lsn.parse(head.wal.stop)
+            for head in self._heads
+            if head.mode == CDP_MODE and head.wal is not None and head.wal.last_segment == segment.name
+        ]
+        if ends and segment.start_lsn < ends[-1] < segment.end_lsn:
+            self._partial.setdefault(segment.timeline, {})[segment.number] = (ends[-1], moment)
 
 
 def _history(head: RecordHead) -> TimelineHistory:

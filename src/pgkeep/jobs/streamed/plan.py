@@ -70,6 +70,8 @@ def prepare_stream(
     place: Path | None,
     now: dt.datetime,
     audit: AuditFile,
+    beside: Sequence[RecordHead] = (),
+    wal_beside: Sequence[tuple[str, dt.datetime]] = (),
 ) -> PreparedStream:
     """
     Phase 1: decide everything, refuse what cannot work; nothing is touched.
@@ -81,18 +83,21 @@ def prepare_stream(
         place: The directory beneath which a copy is laid down; None for the cluster's own place.
         now: The present; aware.
         audit: Is told what happens.
+        beside: Heads of the jobs of mode cdp whose WAL comes as well, for another Plugin line.
+        wal_beside: Name and time of each of its WAL files; empty when *selection* is None.
 
     Raises:
         PartialSelection: Files that are needed were not selected.
         RestoreRefused: The target cannot be reached, or is in the way.
     """
-    by_age = sorted((head for head, _ in heads if head.mode in PHYSICAL_MODES), key=lambda head: head.backup_id)
+    physical = [head for head, _ in heads if head.mode in PHYSICAL_MODES]
+    by_age = sorted([*physical, *beside], key=lambda head: head.backup_id)
     base = newest_base(by_age, selection)
     size = base.wal.segment_size if base.wal is not None else DEFAULT_SEGMENT_SIZE
     wal = (
         PromisedWal.of_heads(by_age, segment_size=size)
         if selection is None
-        else PromisedWal.of_names(selection.wal, segment_size=size, heads=by_age)
+        else PromisedWal.of_names([*selection.wal, *wal_beside], segment_size=size, heads=by_age)
     )
     target = recovery_target(settings, now)
     # Nobody knows yet where a restore point is; the oldest base would need WAL of jobs that a Differential replaces.
@@ -125,7 +130,8 @@ def prepare_stream(
     private = PrivateWal(wal_directory, base, segment_size=size, owner=None)
     private.check()
     _check_apart(wal_directory, [data_directory, *tablespaces.values()])
-    wal_bytes = size * sum(1 for name, _ in selection.wal if len(name) == 24) if selection is not None else 0
+    names = [name for name, _ in [*selection.wal, *wal_beside]] if selection is not None else []
+    wal_bytes = size * sum(1 for name in set(names) if len(name) == 24)
     request = RestoreRequest(
         recovery=recovery,
         tail=tail,

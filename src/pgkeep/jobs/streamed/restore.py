@@ -38,6 +38,10 @@ _SAID = 5
 """How many files a message names."""
 
 
+TakeBeside = Callable[[PrivateWal], None]
+"""Puts WAL into its place that came another way than the stream; raises PgkeepError when it did not come."""
+
+
 class ItemFailed(BackupUnusable):
     """An item did not arrive whole; the stream goes on with the next one."""
 
@@ -90,10 +94,16 @@ class ClusterStream:
         wal: Where its WAL goes.
         arriving: The stream.
         arrivals: Empty.
+        take_beside: Called when all has come: puts WAL into its place that came another way.
     """
 
     def __init__(
-        self, prepared: PreparedRestore, wal: PrivateWal, arriving: Iterable[ArrivingItem], arrivals: Arrivals
+        self,
+        prepared: PreparedRestore,
+        wal: PrivateWal,
+        arriving: Iterable[ArrivingItem],
+        arrivals: Arrivals,
+        take_beside: TakeBeside,
     ) -> None:
         self._prepared = prepared
         self._base = prepared.request.base
@@ -101,6 +111,7 @@ class ClusterStream:
         self._wal = wal
         self._arriving = arriving
         self._arrivals = arrivals
+        self._take_beside = take_beside
         self._chain = prepared.request.chain
         # The record of a chain's last backup is not enough: each says what must have come of it.
         self._members = frozenset(self._chain or (self._base.backup_id,))
@@ -138,6 +149,7 @@ class ClusterStream:
         if not self._chain:
             # Rolling a chain forward has removed what the manifests do not name.
             self._remove_extra()
+        self._take_beside(self._wal)
         self._prove_wal()
         self._look_into_wal()
         self._wal.hand_over()
@@ -244,7 +256,12 @@ def check_against_records(arrivals: Arrivals, what: str) -> None:
 
 
 def restore_stream(
-    prepared: PreparedRestore, wal: PrivateWal, arriving: Iterable[ArrivingItem], *, say: Callable[[str], None]
+    prepared: PreparedRestore,
+    wal: PrivateWal,
+    arriving: Iterable[ArrivingItem],
+    *,
+    say: Callable[[str], None],
+    take_beside: TakeBeside,
 ) -> RestoreResult:
     """
     Run phases 2 to 6 of a prepared restore with the items of a stream.
@@ -256,7 +273,7 @@ def restore_stream(
     """
     request = prepared.request
     arrivals = Arrivals()
-    stream = ClusterStream(prepared, wal, arriving, arrivals)
+    stream = ClusterStream(prepared, wal, arriving, arrivals, take_beside)
     with contextlib.closing(arrivals), request.audit.kept() if request.audit is not None else contextlib.nullcontext():
         if request.unfinished is not None and request.unfinished.phases_done > 1:
             # An earlier run of the same restore has them.

@@ -233,11 +233,25 @@ PARAMETERS = (
         group=Group.PHYSICAL,
         default="/var/spool/pgkeep",
         modes=("cdp",),
-        places=Place.CONFIG | Place.CLI,
-        verbs=("receive", "check", "info"),
+        places=_ANY,
+        verbs=("receive", "backup", "check", "info"),
         example="/srv/spool/pgkeep",
-        help="Directory for WAL that was received and is not yet in the vault; each cluster has a directory in it. "
+        help="Directory for WAL that was received and is not yet in the vault, or in a job of Bacula's; each cluster "
+        "has a directory in it, called like the cluster, or `default` for a Plugin line without `cluster_id`. "
         "What is acknowledged to the server is durable there, so put it on a disk that is not the server's.",
+    ),
+    Parameter(
+        name="spool_for",
+        kind=Kind.CHOICE,
+        group=Group.PHYSICAL,
+        default="vault",
+        choices=("vault", "bacula"),
+        modes=("cdp",),
+        places=Place.CONFIG | Place.CLI,
+        verbs=("receive",),
+        example="bacula",
+        help="Who takes the WAL that `pgkeep receive` has spooled: the service, into the vault, or Bacula's jobs of "
+        "mode `cdp`. For these no vault is needed, and the jobs remove from the spool what they hold.",
     ),
     Parameter(
         name="spool_max",
@@ -247,8 +261,8 @@ PARAMETERS = (
         minimum=4 << 20,
         maximum=1 << 60,
         modes=("cdp",),
-        places=Place.CONFIG | Place.CLI,
-        verbs=("receive",),
+        places=_ANY,
+        verbs=("receive", "backup"),
         example="32G",
         help="How much of the disk the spool of one cluster may take, at least four WAL segments. When it is full, "
         "receiving stops until WAL was shipped from it; meanwhile the slot keeps WAL on the server, as far as "

@@ -1,0 +1,125 @@
+"""
+WAL that comes for another Plugin line than the base backup does, in the same restore.
+
+The daemon gives the files of each line to a process of its own. The one for the WAL puts it into a directory that both
+know, and the one for the base backup takes it from there when all files of the restore have come. Whatever becomes of
+that one, it leaves a mark behind: nobody waits for the WAL any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pgkeep.errors import BackupUnusable, RestoreRefused
+from pgkeep.jobs.restoring.private_wal import PrivateWal
+from pgkeep.jobs.streamed.restore import ArrivingItem
+from pgkeep.streams.item import Buffer, ItemHeader, ItemKind
+
+DIRECTORY = "restored-wal"
+_OVER = ".over"
+_FORGOTTEN_SECONDS = 2 * 86_400
+_PIECE_BYTES = 1 << 20
+
+
+class WalBeside:
+    """
+    The WAL of one restore and cluster, on its way from one process to the other.
+
+    Args:
+        state_dir: The setting of that name, which both processes have.
+        restore: What tells this restore from others: its job's number.
+        cluster: The last part of the virtual path above the modes.
+    """
+
+    def __init__(self, state_dir: Path, *, restore: str, cluster: str) -> None:
+        self.directory = state_dir / DIRECTORY / f"{restore}.{cluster.replace('/', '_')}"
+        self._over = self.directory.with_name(self.directory.name + _OVER)
+
+    def begin(self) -> None:
+        """Make the directory; what restores left behind that were killed goes."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RestoreRefused(f"cannot make {self.directory} for the restored WAL: {error.strerror}") from error
+        for path in self.directory.parent.iterdir():
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
+                    path.unlink() if path.suffix == _OVER else shutil.rmtree(path)
+
+    def keep(self, items: Iterable[ArrivingItem], *, root: str) -> int:
+        """Keep the WAL files of the mode's directory *root* among *items*; return how many came."""
+        count = 0
+        for item in items:
+            path = item.header.path
+            is_wal = item.header.kind is ItemKind.FILE and path.startswith(f"{root}/wal/")
+            if not is_wal or self._over.exists():
+                item.skip()
+                continue
+            self._write(path.rpartition("/")[2], item)
+            count += 1
+        return count
+
+    def hand_over(self, expected: Iterable[str] | None, wal: PrivateWal) -> int:
+        """
+        Put what came into *wal*; return how many files that are.
+
+        Args:
+            expected: The names that must be there; None when nobody said.
+            wal: Of the restore.
+
+        Raises:
+            BackupUnusable: Something that was promised did not come.
+            ArchiveError: It is not what it claims to be.
+        """
+        there = sorted(os.listdir(self.directory)) if self.directory.is_dir() else []
+        # A whole segment comes after what was sent of it before, which it replaces.
+        names = sorted(name for name in there if not name.startswith("."))
+        missing = sorted(set(expected or ()) - set(names))
+        if missing:
+            raise BackupUnusable(
+                f"{len(missing)} WAL files of mode cdp did not arrive: {', '.join(missing[:5])}",
+                hint="restore again; the Plugin lines of base backup and WAL need the same state_dir",
+            )
+        for name in sorted(names, key=lambda name: (not name.endswith(".partial"), name)):
+            path = self.directory / name
+            header = ItemHeader(path=f"wal/{name}", size=path.stat().st_size)
+            wal.take(_Kept(header, path))
+        return len(names)
+
+    def end(self) -> None:
+        """Remove what came, and leave the mark that nothing more is wanted."""
+        with contextlib.suppress(OSError):
+            if self.directory.parent.is_dir():
+                self._over.touch(mode=0o600)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _write(self, name: str, item: ArrivingItem) -> None:
+        temporary = self.directory / f".{name}"
+        try:
+            with open(temporary, "wb") as file:
+                file.writelines(item.chunks())
+            temporary.rename(self.directory / name)
+        except OSError as error:
+            if self._over.exists():
+                # The other process has given up meanwhile, and has removed the directory.
+                raise RestoreRefused("the base backup is not restored: its Plugin line said why") from error
+            raise RestoreRefused(f"cannot keep WAL in {self.directory}: {error.strerror}") from error
+
+
+class _Kept:
+    """A file that came, as an item."""
+
+    def __init__(self, header: ItemHeader, path: Path) -> None:
+        self.header = header
+        self._path = path
+
+    def chunks(self) -> Iterator[Buffer]:
+        """Yield its content."""
+        with open(self._path, "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece

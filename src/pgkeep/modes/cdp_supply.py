@@ -1,0 +1,241 @@
+"""Where a cdp backup has its WAL from: the spool, the server, or both; and what is there of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pgkeep.errors import ServerError, SettingsError
+from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline, WalPosition
+from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.pg.wal import WalSegment
+from pgkeep.server import queries
+from pgkeep.server.connection import Server
+from pgkeep.server.slots import check_slot_is_bounded, find_slot
+from pgkeep.server.wal_supply import NotThere, StreamedWal, WalContent
+from pgkeep.spool.reading import SpoolView, record_end
+from pgkeep.streams.item import Buffer
+from pgkeep.streams.record import RecordHead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CdpWal:
+    """
+    The WAL that a cdp backup can have.
+
+    Attributes:
+        system_identifier: Whose WAL it is.
+        segment_size: Bytes.
+        history: Of the timeline at its end.
+        history_text: The same, as the server writes it; empty on timeline 1.
+        end: Up to where there is WAL: behind a whole record.
+        where: What messages call it.
+        spool: None when there is none.
+        stream: None while a receiver streams, or when the server does not answer.
+        slot: The lasting slot that is to be made or moved here, which is so only without a spool; empty for none.
+        kept: From where on the server surely has its WAL; None without a stream, or when that is not known.
+        timeout_seconds: How long to wait for a segment of the server's.
+    """
+
+    system_identifier: SystemIdentifier
+    segment_size: int
+    history: TimelineHistory
+    history_text: str
+    end: Lsn
+    where: str
+    spool: SpoolView | None
+    stream: StreamedWal | None
+    slot: str
+    kept: Lsn | None
+    timeout_seconds: float
+
+    def segments(self, begin: WalPosition, end: Lsn) -> list[WalSegment]:
+        """Return the segments with the bytes from *begin* to *end*, oldest first."""
+        return list(self.history.segments(begin.lsn, start_timeline=begin.timeline, end=end, size=self.segment_size))
+
+    def oldest(self) -> Lsn:
+        """Return from where on there is WAL without a hole, up to its end."""
+        held = set(self.spool.segments()) if self.spool is not None else set()
+        number = (self.end - 1) // self.segment_size if self.end else 0
+        lowest = self.kept // self.segment_size if self.kept is not None else None
+
+        def has(number: int) -> bool:
+            if lowest is not None and number >= lowest:
+                return True
+            return (
+                WalSegment(
+                    next(self.history.segment_timelines(number, size=self.segment_size)), number, self.segment_size
+                )
+                in held
+            )
+
+        while number >= 0 and has(number):
+            number -= 1
+        return min(self.end, Lsn((number + 1) * self.segment_size))
+
+    def can_stream(self, position: WalPosition) -> bool:
+        """Tell whether the server still has its WAL from *position* on."""
+        if self.stream is None:
+            return False
+        segment = self.segments(position, Lsn(position.lsn + 1))[0]
+        try:
+            self.stream.fetch(segment, through=Lsn(position.lsn + 1), deadline=0.0)
+        except NotThere:
+            return False
+        finally:
+            self.stream.close()
+        return True
+
+    def is_in(self, segment: WalSegment, head: RecordHead) -> bool:
+        """Tell whether the backup of *head* has all of *segment*."""
+        wal = head.wal
+        if wal is None or head.system_identifier != str(int(self.system_identifier)) or not wal.first_segment:
+            return False
+        timeline = Timeline(head.timeline)
+        history = TimelineHistory.parse(head.history, timeline=timeline) if timeline > 1 else None
+        named = next(history.segment_timelines(segment.number, size=segment.size)) if history is not None else timeline
+        first = WalSegment.parse(wal.first_segment, size=segment.size)
+        return named == segment.timeline and first.number <= segment.number and segment.end_lsn <= Lsn.parse(wal.stop)
+
+
+def cdp_wal(
+    directory: Path, server: Server | None, *, slot: str, allow_unbounded_slot: bool, timeout_seconds: float
+) -> CdpWal:
+    """
+    Return where the WAL of the cluster is whose spool is *directory*; nothing is made.
+
+    Args:
+        directory: Of the spool; there need not be one.
+        server: The server; None when it does not answer.
+        slot: Name of the lasting slot: whether somebody streams from it tells whether a receiver runs.
+        allow_unbounded_slot: Whether it may be made although nothing bounds what it keeps.
+        timeout_seconds: How long to wait for a segment of the server's.
+
+    Raises:
+        SettingsError: There is neither a spool nor a server; or they are of two clusters.
+        ServerError: The server cannot be asked.
+        VaultError: The spool cannot be read.
+    """
+    spool = SpoolView.found(directory)
+    if server is None:
+        if spool is None or not spool.segments():
+            raise ServerError(
+                f"the server does not answer, and there is no WAL in a spool {directory}",
+                hint="spool_dir and cluster_id must be those of pgkeep receive",
+            )
+        return _spooled(spool, timeout_seconds)
+    identity = queries.identify(server)
+    if spool is not None and spool.system_identifier != identity.system_identifier:
+        raise SettingsError(
+            f"the spool {directory} is for system identifier {spool.system_identifier}, the server has "
+            f"{identity.system_identifier}",
+            hint="give each cluster a cluster_id of its own",
+        )
+    found = find_slot(server, slot)
+    if spool is not None and spool.segments() and found is not None and found.is_active:
+        return _spooled(spool, timeout_seconds)
+    if spool is None:
+        if found is not None and found.is_active:
+            raise SettingsError(
+                f'slot "{slot}" is in use, but there is no spool {directory}',
+                hint="spool_dir and cluster_id must be those of pgkeep receive; the backend runs as its user",
+            )
+        check_slot_is_bounded(server, slot, allow_unbounded=allow_unbounded_slot)
+    history_text = ""
+    if identity.timeline > 1:
+        with server.replication() as replication:
+            history_text = replication.timeline_history(identity.timeline).content.decode("utf-8", "surrogateescape")
+    history = (
+        TimelineHistory.parse(history_text, timeline=identity.timeline)
+        if history_text
+        else TimelineHistory.single(identity.timeline)
+    )
+    stream = StreamedWal(
+        server.replication,
+        system_identifier=identity.system_identifier,
+        flushed=lambda: queries.flushed_lsn(server),
+        where=server.where,
+    )
+    flushed = queries.flushed_lsn(server)
+    size = queries.wal_segment_size(server)
+    kept = found.restart_lsn if found is not None and not found.is_lost else None
+    wal = CdpWal(
+        system_identifier=identity.system_identifier,
+        segment_size=size,
+        history=history,
+        history_text=history_text,
+        end=flushed,
+        where=f"the server {server.where}",
+        spool=spool,
+        stream=stream,
+        slot=slot if spool is None else "",
+        kept=min(kept, flushed) if kept is not None else Lsn(flushed - flushed % size),
+        timeout_seconds=timeout_seconds,
+    )
+    return _up_to_a_record(wal)
+
+
+def _spooled(spool: SpoolView, timeout_seconds: float) -> CdpWal:
+    newest = spool.segments()[-1]
+    history = spool.history_of(newest.timeline)
+    content = spool.history(newest.timeline) or b""
+    end = newest.start_lsn
+    held = spool.open(newest)
+    if held is not None:
+        try:
+            end = newest.end_lsn
+            if not held.is_complete:
+                before = WalSegment(newest.timeline, newest.number - 1, newest.size) if newest.number else None
+                previous = spool.open(before) if before is not None else None
+                try:
+                    is_whole = previous is not None and previous.is_complete
+                    end = record_end(
+                        newest, held.pieces, previous.pieces if previous is not None and is_whole else None
+                    )
+                finally:
+                    if previous is not None:
+                        previous.close()
+        finally:
+            held.close()
+    return CdpWal(
+        system_identifier=spool.system_identifier,
+        segment_size=spool.segment_size,
+        history=history,
+        history_text=content.decode("utf-8", "surrogateescape"),
+        end=end,
+        where=f"the spool {spool.path}",
+        spool=spool,
+        stream=None,
+        slot="",
+        kept=None,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def _up_to_a_record(wal: CdpWal) -> CdpWal:
+    """Return *wal* with its end behind a whole record: a server may have flushed a part of one."""
+    assert wal.stream is not None
+    stream = wal.stream
+    if wal.end % wal.segment_size == 0:
+        return wal
+    segment = WalSegment.containing(wal.end, timeline=wal.history.timeline, size=wal.segment_size)
+    previous = WalSegment(segment.timeline, segment.number - 1, segment.size)
+
+    def fetch(one: WalSegment) -> WalContent:
+        deadline = time.monotonic() + wal.timeout_seconds
+        return stream.fetch(one, through=min(wal.end, one.end_lsn), deadline=deadline)
+
+    def content() -> Iterator[Buffer]:
+        return fetch(segment).chunks()
+
+    try:
+        is_first = wal.history.begin_of(segment.timeline) >= segment.start_lsn
+        end = record_end(segment, content, None if is_first else lambda: fetch(previous).chunks())
+    except NotThere:
+        # The server has the segment before it no more.
+        end = record_end(segment, content, None)
+    finally:
+        stream.close()
+    return replace(wal, end=end)

@@ -1,0 +1,102 @@
+"""WAL between base backups as jobs of mode cdp, and what comes back of it: every row that was committed."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgkeep.pg.lsn import Lsn
+from tests.bacula.cdp import CdpScene, warnings
+from tests.bacula.conftest import MakeScene
+from tests.lab.cluster import MakeCluster
+from tests.lab.receiving import SLOT
+
+pytestmark = pytest.mark.bacula
+
+
+@pytest.fixture
+def cdp(make_scene: MakeScene, make_cluster: MakeCluster) -> CdpScene:
+    """A cluster, a job for base backups and one for the WAL."""
+    return CdpScene(make_scene, make_cluster)
+
+
+def test_the_server_dies_between_two_jobs(cdp: CdpScene) -> None:
+    """What a receiver had when the server died comes back to the last row, from a base and two jobs, server or not."""
+    with cdp.receiver():
+        cdp.scene.backup(cdp.base, "Full")
+        cdp.scene.transfer(10)
+        cdp.wait_until_received()
+        first = cdp.scene.backup(cdp.job, "Full")
+        whole = cdp.scene.cluster.switch_wal()
+        cdp.scene.transfer(11)
+        mark = cdp.scene.ledger.mark("end")
+        cdp.wait_until_received()
+        cdp.scene.cluster.kill()
+        second = cdp.run("Incremental")
+    assert warnings(first) == []
+    [warning] = warnings(second.must())
+    assert warning.endswith(": what was received from it before is sent")
+    partial = [name.rpartition("/")[2] for name, _, _ in cdp.scene.director.files(first.job_id) if "/wal/0" in name]
+    assert partial[-1] == f"{whole}.partial"
+    names = [name.rpartition("/")[2] for name, _, _ in cdp.scene.director.files(second.job_id) if "/wal/0" in name]
+    assert names[0] == whole
+    where = cdp.restore()
+    cdp.scene.assert_restored(where, mark)
+
+
+def test_only_a_job_that_succeeded_empties_the_spool(cdp: CdpScene) -> None:
+    """The spool keeps what a lost job had, gives away what a good one has, and a job with a hole in it fails."""
+    scene = cdp.scene
+    with cdp.receiver():
+        base = scene.backup(cdp.base, "Full")
+        scene.transfer(10)
+        cdp.wait_until_received()
+        scene.backup(cdp.job, "Full")
+        lost = scene.backup(cdp.job, "Full")
+        before = cdp.spooled()
+        scene.director.console(f"delete yes jobid={lost.job_id}")
+        scene.director.console(f"delete yes jobid={lost.job_id - 1}")
+        whole = scene.cluster.switch_wal()
+        mark = scene.ledger.mark("end")
+        cdp.wait_until_received()
+        again = cdp.run("Full").must()
+        assert set(before) <= {*cdp.spooled(), f"{whole}.partial"}
+        scene.transfer(10)
+        cdp.wait_until_received()
+        last = scene.backup(cdp.job, "Incremental")
+        assert [line for line in last.told if line.endswith("left the spool: jobs hold them that have succeeded")]
+        assert cdp.spooled()[0] >= whole
+        where = cdp.restore(base.job_id, again.job_id)
+        scene.assert_restored(where, mark)
+        missing = scene.cluster.switch_wal()
+        scene.transfer(10)
+        cdp.wait_until_received()
+        (cdp.spool / missing).unlink()
+        failed = cdp.run("Incremental")
+    assert failed.status == "f"
+    assert [line for line in failed.told if f"{missing} is not there in the spool" in line], failed.text
+
+
+def test_without_a_receiver(cdp: CdpScene) -> None:
+    """One FileSet with both lines chains by a slot of its own, ships the last commit, and restores as one."""
+    scene = cdp.scene
+    # Of the two lines only that of mode cdp has a segment that has not ended.
+    job = scene.job(
+        "both", scene.line("pitr", "switch_wal=no"), scene.line("cdp", f"spool_dir={scene.directory / 'none'}")
+    )
+    scene.transfer(10)
+    scene.backup(job, "Full")
+    scene.cluster.switch_wal()
+    scene.transfer(11)
+    scene.backup(job, "Incremental")
+    slot = "SELECT active, restart_lsn FROM pg_replication_slots WHERE slot_name = %s"
+    [(active, first)] = scene.cluster.sql(slot, [SLOT])
+    scene.transfer(12)
+    mark = scene.ledger.mark("end")
+    scene.backup(job, "Incremental")
+    [(_, second)] = scene.cluster.sql(slot, [SLOT])
+    assert not active
+    assert Lsn.parse(first) < Lsn.parse(second)
+    where = scene.directory / "out"
+    scene.director.restore(job, where).must()
+    scene.assert_restored(where, mark)
+    scene.assert_nothing_is_left()
