@@ -150,7 +150,7 @@ class CdpMode:
             begin=begin,
             end=max(wal.end, begin.lsn),
             gap=gap,
-            removable=tuple(_removable(wal, known, options)),
+            removable=tuple(_removable(wal, known, options, begin.lsn)),
             held=known.wal_held(),
         )
 
@@ -245,9 +245,9 @@ def _with_unheld(wal: CdpWal, begin: WalPosition, confirmed: list[RecordHead]) -
     return begin
 
 
-def _removable(wal: CdpWal, history: CdpHistory, options: CdpOptions) -> Iterator[str]:
+def _removable(wal: CdpWal, history: CdpHistory, options: CdpOptions, begin: Lsn) -> Iterator[str]:
     """
-    Yield the files of the spool that are not needed there any more.
+    Yield the files of the spool that are not needed there any more, nor for this backup, which begins at *begin*.
 
     Each is in a job that is known to have succeeded. What a Full would send stays, too, up to half of the spool's room.
     """
@@ -260,7 +260,7 @@ def _removable(wal: CdpWal, history: CdpHistory, options: CdpOptions) -> Iterato
     is_crowded = len(segments) * spool.segment_size > options.spool_max // 2
     kept_from = Lsn.parse(base.start_lsn) if base is not None and not is_crowded else None
     for segment in segments[:-_KEPT_NEWEST]:
-        if kept_from is not None and segment.end_lsn > kept_from:
+        if segment.end_lsn > begin or (kept_from is not None and segment.end_lsn > kept_from):
             continue
         if any(wal.is_in(segment, head) for head in confirmed):
             yield segment.name

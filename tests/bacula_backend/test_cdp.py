@@ -1,0 +1,128 @@
+"""Mode cdp: what each level holds, what leaves the spool, and what is said of a hole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.bacula_backend.bridge import Job
+from tests.bacula_backend.conftest import Client
+from tests.bacula_backend.test_chain import record_of
+from tests.lab.cluster import Cluster, MakeCluster
+from tests.lab.receiving import SETTINGS, receiving, wait_until_received
+from tests.lab.server_user import server_user
+
+_MESSAGE = "SELECT pg_logical_emit_message(true, '', 'x')"
+
+
+class Chain:
+    """A base backup's line and a cdp line of one client."""
+
+    def __init__(self, make_cluster: MakeCluster, directory: Path) -> None:
+        """Make a cluster with small segments."""
+        self.cluster: Cluster = make_cluster(
+            settings=SETTINGS | {"unix_socket_directories": str(directory)}, wal_segment_size_mb=1
+        )
+        self.base = Client(self.cluster, directory)
+        self.spool = directory / "spool" / "default"
+        self.spool.parent.mkdir()
+        server_user().own(self.spool.parent)
+        self.wal = Client(self.cluster, directory, f"mode=cdp spool_dir={self.spool.parent}")
+
+    def write(self) -> str:
+        """End a segment and begin another one; return the name of the first."""
+        self.cluster.sql(_MESSAGE)
+        name = self.cluster.switch_wal()
+        self.cluster.sql(_MESSAGE)
+        return name
+
+    def received(self) -> list[str]:
+        """Wait until all WAL is in the spool; return the names of its whole segments, in order."""
+        wait_until_received(self.cluster)
+        return sorted(path.name for path in self.spool.iterdir() if len(path.name) == 24)
+
+
+@pytest.fixture
+def chain(make_cluster: MakeCluster, lab_directory: Path) -> Chain:
+    """A client with a line for base backups and one for WAL."""
+    return Chain(make_cluster, lab_directory)
+
+
+def names(job: Job) -> list[str]:
+    """Return the names of the WAL files that *job* sent, in order."""
+    return [name.rpartition("/")[2] for name in job.order if "/wal/" in name]
+
+
+def wal(job: Job) -> tuple[str, str]:
+    """Return where the WAL of *job* begins and ends."""
+    assert job.status == 0, (job.said("error"), job.said("fatal"), job.stderr)
+    found = record_of(job)["head"]["wal"]
+    return found["start"], found["stop"]
+
+
+def test_levels_chain_by_lsn_and_only_success_empties_the_spool(chain: Chain) -> None:
+    """Each level begins where the job that it builds on ended, whatever a job that failed had sent."""
+    with receiving(chain.cluster, chain.spool.parent):
+        base = record_of(chain.base.run())["head"]
+        first = chain.write()
+        chain.received()
+        full = chain.wal.run()
+        assert wal(full)[0] <= base["start_lsn"]
+        assert first in names(full)
+        second = chain.write()
+        before = chain.received()
+        failed = chain.wal.run("I", counts=False)
+        again = chain.wal.run("I")
+        assert wal(failed)[0] == wal(again)[0] == wal(full)[1]
+        assert second in names(failed)
+        assert second in names(again)
+        # The first try of the Incremental is known to have failed, the Full to have succeeded: what it has since the
+        # base backup stays for another Full.
+        assert [name for name in before if name >= base["wal"]["first_segment"]] == chain.received()
+        crowded = "spool_max=4M"
+        whole = chain.wal.run(words=crowded)
+        assert first in names(whole)
+        third = chain.write()
+        chain.received()
+        last = chain.wal.run("I", words=crowded)
+        # All that the Full has is gone, which is known to have succeeded; but never the newest two.
+        assert min(chain.received()) >= second
+        differential = chain.wal.run("D", words=crowded)
+        assert wal(last)[0] == wal(differential)[0] == wal(whole)[1]
+        assert third in names(differential)
+
+
+def test_a_full_that_does_not_reach_its_base_says_so(chain: Chain) -> None:
+    """A Full sends what there is, and warns of what is missing between the base backup and that."""
+    with receiving(chain.cluster, chain.spool.parent):
+        base = record_of(chain.base.run())["head"]
+        chain.write()
+        lost = chain.write()
+        chain.write()
+        chain.received()
+        (chain.spool / lost).unlink()
+        full = chain.wal.run()
+        [warning] = full.said("warning")
+        assert warning.startswith(f"GAP: the WAL from {base['wal']['stop']} to {wal(full)[0]} is not here any more.")
+        assert lost < names(full)[0]
+
+
+def test_a_promotion_between_two_jobs(chain: Chain) -> None:
+    """Without a spool, an Incremental goes on behind the job before it, from one timeline to the next."""
+    line = replace(chain.wal, words=f"mode=cdp spool_dir={chain.spool}")
+    chain.base.run()
+    full = line.run()
+    chain.write()
+    chain.cluster.stop()
+    (chain.cluster.data_directory / "standby.signal").touch()
+    server_user().own(chain.cluster.data_directory / "standby.signal")
+    chain.cluster.start()
+    chain.cluster.promote()
+    chain.write()
+    incremental = line.run("I")
+    assert wal(incremental)[0] == wal(full)[1]
+    assert names(incremental)[0] == "00000002.history"
+    assert {name[:8] for name in names(incremental)} == {"00000001", "00000002"}
+    assert record_of(incremental)["head"]["timeline"] == 2
