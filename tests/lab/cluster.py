@@ -353,8 +353,10 @@ class Cluster:
         return f"{high}/{int(low, 16) - offset:X}"
 
     def switch_wal(self) -> str:
-        """Complete the current WAL segment; return its name."""
-        return str(self.value("SELECT pg_walfile_name(pg_switch_wal())"))
+        """Complete the current WAL segment; return its name, or that of the one before if nothing is in it."""
+        # From 17 on, the LSN at which a segment begins belongs to that segment, which does not exist yet.
+        before = " - 1" if self.major >= 17 else ""
+        return str(self.value(f"SELECT pg_walfile_name(pg_switch_wal(){before})"))
 
     def log_text(self) -> str:
         """Return all that the server has logged."""
