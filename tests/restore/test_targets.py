@@ -7,6 +7,7 @@ import re
 import time
 
 from pgkeep.pg.lsn import Lsn
+from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
@@ -55,6 +56,34 @@ def test_time_after_the_last_commit(major: int, make_keeper: MakeKeeper) -> None
         assert end_line(restored.outcome.lines)
         warning = f"the server was promoted instead of {action}: there is no target to stop at"
         assert restored.outcome.warnings == [warning]
+
+
+def test_wal_that_was_archived_late_proves_nothing(make_keeper: MakeKeeper) -> None:
+    """That a segment came into the archive after a moment does not say that nothing was committed between the two."""
+    keeper = make_keeper(archive="vault")
+    cluster = keeper.cluster
+    ledger = Ledger(cluster)
+    keeper.backup("full", "local")
+    keeper.wait_until_archived()
+    cluster.configure({"archive_command": "false"})
+    cluster.reload()
+    ledger.transfer(5)
+    late = cluster.switch_wal()
+    ledger.transfer(5)
+    mark = ledger.mark("in the next segment")
+    cluster.configure({"archive_command": f"test %f = {late} && {keeper.archive_command()}"})
+    cluster.reload()
+    wait_for(
+        lambda: cluster.value("SELECT last_archived_wal FROM pg_stat_archiver") == late, f"{late} alone is archived"
+    )
+    status, [error, _] = keeper.refuse(
+        f"--pgdata-dir={keeper.directory}/copy", f"--target-time={mark.time.isoformat()}"
+    )
+    assert (status, "is beyond the WAL held" in error) == (8, True), error
+    cluster.configure({"archive_command": keeper.archive_command()})
+    cluster.reload()
+    keeper.wait_until_archived()
+    keeper.restore(f"--target-time={mark.time.isoformat()}").assert_is_at(mark)
 
 
 def test_transaction_that_ended_while_a_backup_ran(keeper: Keeper) -> None:

@@ -87,6 +87,8 @@ class CarriedWal:
         self.gaps: list[WalRange] = []
         self.segments = 0
         self.has_switched = False
+        # What was committed by then is in the WAL that is carried; of later commits nobody knows.
+        self._written_ns = time.time_ns()
         self._server = server
         self._facts = facts
         self._options = options
@@ -161,6 +163,7 @@ class CarriedWal:
             return WalPosition(timeline, end)
         # The switch leaves the segment, whose rest is of no account: it is complete from here on. On a segment's
         # very start there is nothing to switch, and the function returns just that position.
+        self._written_ns = time.time_ns()
         left_at = queries.switch_wal(self._server)
         self.has_switched = True
         return WalPosition(timeline, WalSegment.ending_at(left_at, timeline=timeline, size=size).end_lsn)
@@ -238,7 +241,7 @@ class CarriedWal:
         header = ItemHeader(
             path=f"{self._root}/wal/{segment.name}",
             size=segment.size,
-            mtime_ns=time.time_ns(),
+            mtime_ns=self._written_ns,
             role=ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL,
         )
         if not content.is_partial:
@@ -257,7 +260,7 @@ class CarriedWal:
         header = ItemHeader(
             path=f"{self._root}/wal/{timeline.history_file_name}",
             size=len(content),
-            mtime_ns=time.time_ns(),
+            mtime_ns=self._written_ns,
             role=ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL,
         )
         return BytesItem(header, content)

@@ -282,7 +282,12 @@ class VaultSink:
 
     def _archive_wal(self, item: StreamedItem | DetachedItem) -> None:
         name = item.header.path.rpartition("/")[2]
-        self._archive.put(name, content_of(item), compression_level=self._compression_level)
+        self._archive.put(
+            name,
+            content_of(item),
+            compression_level=self._compression_level,
+            written_ns=item.header.mtime_ns,
+        )
 
     def _accept_backup_wal(self, item: StreamedItem | DetachedItem) -> None:
         """Read *item* once, into the archive and into a volume."""
@@ -294,7 +299,7 @@ class VaultSink:
                 yield chunk
 
         name = item.header.path.rpartition("/")[2]
-        self._archive.put(name, both(), compression_level=self._compression_level)
+        self._archive.put(name, both(), compression_level=self._compression_level, written_ns=item.header.mtime_ns)
         extents.end()
 
     def _finish_volumes(self) -> list[VolumeEntry]:

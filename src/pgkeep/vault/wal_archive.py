@@ -23,6 +23,7 @@ import errno
 import fcntl
 import io
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,9 @@ class WalArchive:
         self.segment_size = check_segment_size(segment_size)
         self._durable_directories: set[tuple[str, ...]] = set()
 
-    def put(self, name: str, content: Iterable[Buffer], *, compression_level: int = 1) -> Put:
+    def put(
+        self, name: str, content: Iterable[Buffer], *, compression_level: int = 1, written_ns: int | None = None
+    ) -> Put:
         """
         Hold *content* under *name*; when this returns, it is durable.
 
@@ -92,6 +95,8 @@ class WalArchive:
             name: As the server calls the file: a segment, its partial form, a history or backup history file.
             content: The file's bytes in buffers of any size; what it raises passes through.
             compression_level: Of zstd.
+            written_ns: When the server wrote the last of it, in nanoseconds of the epoch: the time of the file in the
+                archive. What was committed later is not in it, however late it was archived. None is now.
 
         Raises:
             ArchiveError: The archive holds other content under *name*, or *content* is not that of such a file.
@@ -105,6 +110,9 @@ class WalArchive:
                 inherit_owner(file.fd, directory)
             self._fill(file.fd, name, content, compression_level)
             with self._vault_errors(f"archive {name}"):
+                if written_ns is not None:
+                    written_ns = min(written_ns, time.time_ns())
+                    os.utime(file.fd, ns=(written_ns, written_ns))
                 os.fsync(file.fd)
                 if is_partial_name(name):
                     return self._publish_partial(file, directory, name)

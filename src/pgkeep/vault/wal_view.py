@@ -96,7 +96,7 @@ class WalView:
         return found
 
     def last_archived(self, timeline: Timeline) -> dt.datetime | None:
-        """Return when the newest segment of *timeline* was archived; None when there is none."""
+        """Return when the newest segment of *timeline* was written; None when there is none."""
         last: WalSegment | None = None
         for held in ranges(self._archive, timeline):
             last = held.last
@@ -115,7 +115,7 @@ class WalView:
         return max(ends, default=None)
 
     def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
-        """Return when the segment of *timeline* whose WAL ends at *end* was archived; None when it is not there."""
+        """Return when the segment of *timeline* whose WAL ends at *end* was written; None when it is not there."""
         if not end:
             return None
         segment = WalSegment.ending_at(end, timeline=timeline, size=self._archive.segment_size)

@@ -193,11 +193,14 @@ def push_file(archive: WalArchive, push: Push, *, compression_level: int) -> Put
     except OSError as error:
         raise ArchiveError(f"cannot read {path}: {error.strerror}") from error
     try:
-        push.source = source_identity(os.fstat(fd))
+        status = os.fstat(fd)
+        push.source = source_identity(status)
         if archive.has(path.name) and archive.holds(path.name, _content(fd, push)):
             result = Put.ALREADY_HELD
         else:
-            result = archive.put(path.name, _content(fd, push), compression_level=compression_level)
+            result = archive.put(
+                path.name, _content(fd, push), compression_level=compression_level, written_ns=status.st_mtime_ns
+            )
     finally:
         os.close(fd)
     push.stored = archive.identify(path.name)

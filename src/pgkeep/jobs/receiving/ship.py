@@ -174,10 +174,14 @@ class Shipper:
             length = max(length, durable[1])
         if not length or (self._partial is not None and self._partial[0] == segment and self._partial[1] >= length):
             return
+        path = self._spool.path / spooled.name
+        # Before it is read: what comes meanwhile is not promised.
+        written_ns = path.stat().st_mtime_ns
         self._archive.put(
             spooled.name,
-            segment_part(self._spool.path / spooled.name, length),
+            segment_part(path, length),
             compression_level=self._compression_level,
+            written_ns=written_ns,
         )
         self._partial = (segment, length)
         self._shipped = WalPosition(segment.timeline, Lsn(segment.start_lsn + length))

@@ -29,7 +29,11 @@ class WalHoldings(Protocol):
         ...
 
     def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
-        """Return when the segment of *timeline* that ends at *end* was archived; None when it is not there."""
+        """
+        Return when the segment of *timeline* that ends at *end* was written; None when it is not there.
+
+        Commits that are later are not in it, and those before this are in it or before it.
+        """
         ...
 
 
