@@ -112,7 +112,8 @@ class Restored:
     def start(self, *, wait: bool = True) -> None:
         """Start the server by pg_ctl, as somebody would who has never heard of pgkeep."""
         log = self.data_directory.with_name(f"{self.data_directory.name}.log")
-        command: list[str | Path] = [self.installation.program("pg_ctl"), "-D", self.data_directory, "-l", log, "-t", "60", "-s"]
+        program = self.installation.program("pg_ctl")
+        command: list[str | Path] = [program, "-D", self.data_directory, "-l", log, "-t", "60", "-s"]
         done = server_user().run([*command, "-w" if wait else "-W", "start"], env=environment(), check=False)
         assert done.returncode == 0, f"{done.stdout}\n{log.read_text()[-4000:]}"
         self.guard()

@@ -280,7 +280,12 @@ class _Restore:
 
         def work(items: Iterable[ArrivingItem]) -> None:
             restore_stream(
-                prepared.prepared, prepared.wal, self._until_finish(items), say=self._say, take_beside=take_beside
+                prepared.prepared,
+                prepared.wal,
+                self._until_finish(items),
+                old=prepared.old,
+                say=self._say,
+                take_beside=take_beside,
             )
 
         return work

@@ -79,6 +79,17 @@ class PromisedWal:
         part = self._partial.get(timeline, {}).get(number)
         return max(end, part[0]) if part is not None else end
 
+    def has(self, segment: WalSegment) -> bool:
+        """Tell whether the whole *segment* comes, or is there."""
+        return segment.number in self._segments.get(segment.timeline, {})
+
+    def add(self, segment: WalSegment, end: Lsn, moment: dt.datetime) -> None:
+        """Add WAL that need not come: *segment* as far as *end*, written not later than *moment*."""
+        if end >= segment.end_lsn:
+            self._add(segment, moment)
+        elif end > max(segment.start_lsn, self._partial_end(segment)):
+            self._partial.setdefault(segment.timeline, {})[segment.number] = (end, moment)
+
     def histories(self) -> list[TimelineHistory]:
         """Return the history of every timeline that a record knows, and of timeline 1 when it has WAL."""
         found = {Timeline(head.timeline): _history(head) for head in self._heads}
@@ -99,8 +110,12 @@ class PromisedWal:
             return None
         if end % self._size:
             part = self._partial.get(timeline, {}).get(end // self._size)
-            return part[1] if part is not None else None
+            return part[1] if part is not None and part[0] == end else None
         return self._segments.get(timeline, {}).get(end // self._size - 1)
+
+    def _partial_end(self, segment: WalSegment) -> Lsn:
+        part = self._partial.get(segment.timeline, {}).get(segment.number)
+        return part[0] if part is not None else Lsn(0)
 
     def _add(self, segment: WalSegment, moment: dt.datetime) -> None:
         self._segments.setdefault(segment.timeline, {})[segment.number] = moment

@@ -16,7 +16,8 @@ from blake3 import blake3
 
 from pgkeep.datadir.owner import Owner
 from pgkeep.datadir.write_errors import write_errors
-from pgkeep.errors import FormatError, RestoreRefused
+from pgkeep.errors import ArchiveError, BackupUnusable, FormatError, RestoreRefused
+from pgkeep.jobs.restoring.old_wal import OldWal
 from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.pg.wal import is_backup_label_name, is_history_name, is_partial_name, is_segment_name
 from pgkeep.streams.item import Buffer, StreamedItem
@@ -30,6 +31,8 @@ SUFFIX = ".pgkeep-wal"
 MARK_FILE = "wal-of-a-restore"
 _COMPRESSION_LEVEL = -7
 """Of zstd: this WAL is read once, soon."""
+
+_SECOND_NS = 1_000_000_000
 
 
 class PrivateWal:
@@ -47,6 +50,8 @@ class PrivateWal:
         self.directory = directory
         self.cluster = CLUSTER
         self.segments = 0
+        self.has_old_wal = False
+        self._checked_by = ""
         self._base = base
         self._segment_size = segment_size
         self._owner = owner
@@ -79,8 +84,16 @@ class PrivateWal:
                 hint="name another one in wal_restore_dir, or remove it",
             )
 
-    def begin(self) -> None:
-        """Make the vault; what another restore left in its place goes first."""
+    @property
+    def is_begun(self) -> bool:
+        """Whether the vault is there."""
+        return self._is_leftover and self.archive.root.parent.is_dir()
+
+    def begin(self, *, goes_on: bool = False) -> None:
+        """Make the vault; what another restore left in its place goes first, what this one left if it *goes_on* not."""
+        if goes_on and self.is_begun:
+            self.has_old_wal = True
+            return
         if self._is_leftover:
             self.remove()
         with write_errors(f"make {self.directory}"):
@@ -94,6 +107,22 @@ class PrivateWal:
             wal_segment_size=self._segment_size,
         )
         vault.create_cluster(CLUSTER, identity).close()
+
+    def take_old(self, old: OldWal) -> None:
+        """
+        Hold what the old ``pg_wal`` has, which is moved or removed next; nothing of the restore was done before.
+
+        The newest segment that comes as well is held before it comes: it must be the same.
+        """
+        for found in (*([old.newest_held] if old.newest_held is not None else []), *old.segments):
+            self.archive.put(
+                found.name,
+                found.content(),
+                compression_level=_COMPRESSION_LEVEL,
+                written_ns=found.written_ns,
+            )
+        self._checked_by = old.newest_held.name if old.newest_held is not None else ""
+        self.has_old_wal = True
 
     def take(self, item: StreamedItem) -> tuple[int, str]:
         """Hold the WAL file *item*; return its size and digest; raise ArchiveError when it is not what it claims."""
@@ -109,7 +138,17 @@ class PrivateWal:
                 total += len(chunk)
                 yield chunk
 
-        self.archive.put(name, content(), compression_level=_COMPRESSION_LEVEL)
+        # Whole seconds are what a stream may know: rounded up, nothing in the file is later.
+        written_ns = item.header.mtime_ns + _SECOND_NS
+        try:
+            self.archive.put(name, content(), compression_level=_COMPRESSION_LEVEL, written_ns=written_ns)
+        except ArchiveError as error:
+            if name != self._checked_by:
+                raise
+            raise BackupUnusable(
+                f"the old pg_wal does not continue the WAL of the backups: it has another {name} ({error.message})",
+                hint="undo this with pgkeep rollback, move the old directory away yourself, and restore without it",
+            ) from error
         self.segments += 1
         return total, digest.hexdigest()
 

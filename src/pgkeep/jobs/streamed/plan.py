@@ -25,12 +25,14 @@ from pgkeep.jobs.recovery.promised_wal import PromisedWal
 from pgkeep.jobs.recovery.reach import NeededWalMissing
 from pgkeep.jobs.recovery.standby_plan import StandbyPlan, plan_standby_recovery, standby_plan
 from pgkeep.jobs.restoring.audit_file import AuditFile
+from pgkeep.jobs.restoring.old_wal import OldWal
 from pgkeep.jobs.restoring.plan import PreparedRestore, prepare
 from pgkeep.jobs.restoring.private_wal import SUFFIX, PrivateWal
 from pgkeep.jobs.restoring.request import RestoreRequest
 from pgkeep.jobs.restoring.settings import recovery_target, restore_options, tablespace_places
 from pgkeep.jobs.restoring.state import RestoreState
 from pgkeep.jobs.restoring.unfinished import asked_for, unfinished_restore
+from pgkeep.jobs.streamed.old_wal import promise_kept_wal, promise_old_wal
 from pgkeep.jobs.streamed.selection import WHOLE_JOB_HINT, PartialSelection, Selection, check_selection
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.lsn import Lsn
@@ -45,10 +47,18 @@ from pgkeep.streams.record import RecordHead, RecordTail
 
 @dataclass(frozen=True, slots=True)
 class PreparedStream:
-    """A restore of a cluster that passed phase 1, and where its WAL will be."""
+    """
+    A restore of a cluster that passed phase 1.
+
+    Attributes:
+        prepared: The restore.
+        wal: Where its WAL will be.
+        old: What only the old ``pg_wal`` has of it; None when that is not needed, or has nothing.
+    """
 
     prepared: PreparedRestore
     wal: PrivateWal
+    old: OldWal | None
 
 
 def newest_base(heads: Sequence[RecordHead], selection: Selection | None) -> RecordHead:
@@ -110,8 +120,6 @@ def prepare_stream(
     if not chain:
         check_selection(base, tail, selection)
     standby = standby_plan(settings, by_age)
-    recovery = _plan(by_age, base, target, wal, now=now, standby=standby)
-    _check_hole(recovery)
     data_directory, tablespaces = _places(base, settings, place)
     if place is None:
         _check_identity(data_directory, base)
@@ -130,6 +138,15 @@ def prepare_stream(
     private = PrivateWal(wal_directory, base, segment_size=size, owner=None)
     private.check()
     _check_apart(wal_directory, [data_directory, *tablespaces.values()])
+    old = None
+    if unfinished is not None:
+        promise_kept_wal(wal, private)
+    elif place is None and standby is None and settings.flag("overwrite_existing"):
+        old = promise_old_wal(wal, data_directory, by_age, target, segment_size=size)
+    recovery = _plan(by_age, base, target, wal, now=now, standby=standby)
+    _check_hole(recovery)
+    if old is not None:
+        audit.say(f"taken {old.words}")
     names = [name for name, _ in [*selection.wal, *wal_beside]] if selection is not None else []
     wal_bytes = size * sum(1 for name in set(names) if len(name) == 24)
     request = RestoreRequest(
@@ -150,7 +167,7 @@ def prepare_stream(
         workers=settings.number("parallel_jobs"),
         tablespace_bytes=_tablespace_bytes(base, chain),
         user=settings.text("unix_user") or "",
-        beside={wal_directory: wal_bytes},
+        beside={wal_directory: wal_bytes + (size * len(old.segments) if old is not None else 0)},
         port=_port(settings),
         private_wal=wal_directory,
         asked=asked,
@@ -163,7 +180,7 @@ def prepare_stream(
         warn=audit.warn,
     )
     prepared = prepare(request, now=now)
-    return PreparedStream(prepared, private.owned_by(prepared.target.owner))
+    return PreparedStream(prepared, private.owned_by(prepared.target.owner), old)
 
 
 def _block_base(

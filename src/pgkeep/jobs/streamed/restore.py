@@ -20,6 +20,7 @@ from pgkeep.jobs.recovery.history import held_along
 from pgkeep.jobs.recovery.plan import with_wal_content
 from pgkeep.jobs.restore import RestoreResult, restore
 from pgkeep.jobs.restoring.directory import RestoreDirectory
+from pgkeep.jobs.restoring.old_wal import OldWal
 from pgkeep.jobs.restoring.own_configuration import outside_state
 from pgkeep.jobs.restoring.plan import PreparedRestore, check_later_tablespaces
 from pgkeep.jobs.restoring.private_wal import PrivateWal
@@ -260,11 +261,12 @@ def restore_stream(
     wal: PrivateWal,
     arriving: Iterable[ArrivingItem],
     *,
+    old: OldWal | None = None,
     say: Callable[[str], None],
     take_beside: TakeBeside,
 ) -> RestoreResult:
     """
-    Run phases 2 to 6 of a prepared restore with the items of a stream.
+    Run phases 2 to 6 of a prepared restore with the items of a stream, and the *old* WAL where that leads further.
 
     The directory of WAL goes when nobody needs it any more; the log says where it is as long as somebody does.
 
@@ -282,7 +284,9 @@ def restore_stream(
             result = restore(prepared, stream)
         else:
             try:
-                wal.begin()
+                wal.begin(goes_on=request.unfinished is not None)
+                if old is not None:
+                    wal.take_old(old)
                 result = restore(prepared, stream, ledger=stream)
             except BaseException:
                 _keep_or_remove(wal, request)
@@ -304,8 +308,9 @@ def _keep_or_remove(wal: PrivateWal, request: RestoreRequest) -> None:
         except PgkeepError as error:
             request.warn(f"{error.message}; the WAL of this restore stays in {wal.directory}")
             return
-        # Complete, it may have been started: its recovery can still be brought to an end.
-        if state is not None and is_unfinished(state) and state.phases_done > 1:
+        # Complete, it may have been started: its recovery can still be brought to an end. And what the old pg_wal had
+        # may be nowhere else.
+        if state is not None and is_unfinished(state) and (state.phases_done > 1 or wal.has_old_wal):
             request.say(f"the WAL of this restore stays in {wal.directory}")
         else:
             wal.remove()
