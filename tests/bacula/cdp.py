@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from pgkeep.spool.state import read_state
 from tests.bacula.conftest import MakeScene
 from tests.lab.bacula import JobResult
 from tests.lab.cluster import MakeCluster
@@ -55,6 +56,11 @@ class CdpScene:
         where = self.scene.directory / f"out{director.last_job_id()}"
         director.restore(self.base, where, select=f"jobid={','.join(map(str, found))}").must()
         return where
+
+    def shipped(self) -> tuple[str, str]:
+        """Return up to where WAL was shipped, and where to, as the receiver says it."""
+        state = read_state(self.spool)
+        return (state.shipped_lsn, state.ships_to) if state is not None else ("", "")
 
     def spooled(self) -> list[str]:
         """Return the names of the WAL files in the spool, sorted."""

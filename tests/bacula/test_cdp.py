@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pgkeep.pg.lsn import Lsn
+from pgkeep.spool.state import BACULA
+from pgkeep.spool.taken import read_taken
 from tests.bacula.cdp import CdpScene, warnings
 from tests.bacula.conftest import MakeScene
-from tests.lab.cluster import MakeCluster
+from tests.lab.cluster import MakeCluster, wait_for
 from tests.lab.receiving import SLOT
 
 pytestmark = pytest.mark.bacula
@@ -26,6 +28,9 @@ def test_the_server_dies_between_two_jobs(cdp: CdpScene) -> None:
         cdp.scene.transfer(10)
         cdp.wait_until_received()
         first = cdp.scene.backup(cdp.job, "Full")
+        taken = read_taken(cdp.spool)
+        assert taken is not None
+        wait_for(lambda: cdp.shipped() == (f"{taken.lsn}", BACULA), "the receiver knows what the job has taken")
         whole = cdp.scene.cluster.switch_wal()
         cdp.scene.transfer(11)
         mark = cdp.scene.ledger.mark("end")

@@ -33,6 +33,7 @@ FINE = Figures(
     server_end=Lsn(0x5000000),
     received=Lsn(0x4000000),
     shipped=Lsn(0x3000000),
+    ships_to="the vault",
     unreceived_seconds=59.0,
     unshipped_seconds=359.0,
     window_seconds=300.0,

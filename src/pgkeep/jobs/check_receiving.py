@@ -17,7 +17,7 @@ from pgkeep.pg.standby_names import is_synchronous
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import find_slot
-from pgkeep.spool.state import ReceiverState, is_in_use, read_state
+from pgkeep.spool.state import BACULA, ReceiverState, is_in_use, read_state
 from pgkeep.vault.vault import ClusterVault
 
 _SILENT_SECONDS = 60.0
@@ -119,16 +119,26 @@ class ReceivingChecks:
         if state is None:
             return "no receiver has its spool on this host"
         if not state.unshipped_since:
-            return f"all that was received is in the vault, up to {state.shipped_lsn or state.received_lsn or '?'}"
+            return (
+                f"all that was received is in {state.ships_to}, up to {state.shipped_lsn or state.received_lsn or '?'}"
+            )
         age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(state.unshipped_since)
         if age.total_seconds() > self.window_seconds + SHIPPING_SECONDS:
             raise CheckFailed(
                 f"WAL from {state.shipped_lsn or 'the beginning'} to {state.received_lsn} has waited for "
-                f"{dt.timedelta(seconds=round(age.total_seconds()))} to get into the vault, "
+                f"{dt.timedelta(seconds=round(age.total_seconds()))} to get into {state.ships_to}, "
                 f"expected {self.window_seconds:g} s",
-                hint=state.troubles.get("shipping") or f"start pgkeep receive {self.cluster}: it ships what is left",
+                hint=state.troubles.get("shipping") or self._shipping_hint(state),
             )
         return f"shipped up to {state.shipped_lsn or '?'}, received up to {state.received_lsn}"
+
+    def _shipping_hint(self, state: ReceiverState) -> str:
+        if state.ships_to == BACULA:
+            return (
+                "see why the job of mode cdp does not run or does not end; cdp_window_seconds must not be less than "
+                "the time between two of them"
+            )
+        return f"start pgkeep receive {self.cluster}: it ships what is left"
 
     def _spool(self) -> str:
         state = self._state()
@@ -141,7 +151,7 @@ class ReceivingChecks:
         if state.spool_bytes + segment > state.spool_max_bytes:
             raise CheckFailed(
                 f"the spool is full: {used}",
-                hint="mend what keeps the vault from taking WAL; or raise spool_max",
+                hint=f"mend what keeps WAL from getting into {state.ships_to}; or raise spool_max",
             )
         if free < segment:
             raise CheckFailed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import socket
 import time
@@ -12,7 +13,7 @@ from pgkeep import __version__
 from pgkeep.errors import ArchiveError, ServerError
 from pgkeep.modes.cdp import CdpPlan
 from pgkeep.modes.contract import BackupRequest
-from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server.connection import Server
@@ -20,6 +21,7 @@ from pgkeep.server.slots import advance_slot, create_physical_slot, find_slot
 from pgkeep.server.wal_supply import NotThere
 from pgkeep.spool.reading import HeldSegment
 from pgkeep.spool.segment_file import PARTIAL_SUFFIX
+from pgkeep.spool.taken import write_taken
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import RecordHead, WalRange
 from pgkeep.vault.wal_holes import read_holes
@@ -43,7 +45,9 @@ class CdpSource:
         self._first: WalSegment | None = None
         self._last: WalSegment | None = None
         self._sent = 0
-        self._moment = ""
+        # When the last of the WAL that is sent was written, as far as that is sure: the end of what the server has is
+        # asked for after the job has begun.
+        self._written_ns = round(plan.request.begin.timestamp() * 1e9)
         plan.request.say(f"starting cdp backup from {plan.wal.where}, {plan.level.word}")
         self._release()
         if plan.wal.slot and server is not None:
@@ -68,15 +72,16 @@ class CdpSource:
         self._warn_of_gap()
         if wal.history_text:
             yield self._history_item(wal.history)
-        self._moment = _iso(dt.datetime.now(dt.UTC))
         for segment in wal.segments(plan.begin, plan.end):
             held = wal.spool.open(segment) if wal.spool is not None else None
             try:
                 # Without a stream the end is that of the spool's last segment, which was read to find it.
                 is_last = wal.stream is None and segment.end_lsn > plan.end
                 if held is not None and (held.is_complete or is_last):
+                    self._written_ns = held.written_ns
                     yield self._item(segment, held.pieces, is_whole=held.is_complete)
                 else:
+                    self._written_ns = round(plan.request.begin.timestamp() * 1e9)
                     yield self._streamed(segment, held)
             finally:
                 if held is not None:
@@ -94,6 +99,9 @@ class CdpSource:
         """Return the record's head."""
         plan, wal = self._plan, self._plan.wal
         server = self._server
+        if wal.spool is not None:
+            with contextlib.suppress(OSError):
+                write_taken(wal.spool.path, WalPosition(wal.history.timeline, plan.end))
         base = plan.base.head.backup_id if plan.base is not None else ""
         return RecordHead(
             backup_id=plan.backup_id,
@@ -108,8 +116,8 @@ class CdpSource:
             timeline=int(wal.history.timeline),
             begin_time=_iso(plan.request.begin),
             end_time=_iso(dt.datetime.now(dt.UTC)),
-            # No commit in this WAL is later: it was read then.
-            stop_time=self._moment,
+            # What was committed by then is in this WAL.
+            stop_time=_iso(dt.datetime.fromtimestamp(self._written_ns / 1e9, dt.UTC)),
             transport=plan.transport,
             host=socket.gethostname(),
             history=wal.history_text,
@@ -197,7 +205,7 @@ class CdpSource:
 
     def _item(self, segment: WalSegment, chunks: Callable[[], Iterator[Buffer]], *, is_whole: bool) -> Item:
         path = wal_path(self._plan.request, segment, is_whole=is_whole)
-        header = ItemHeader(path=path, size=segment.size, mtime_ns=time.time_ns(), role=ItemRole.WAL)
+        header = ItemHeader(path=path, size=segment.size, mtime_ns=self._written_ns, role=ItemRole.WAL)
         return _WalItem(header, chunks)
 
     def _history_item(self, history: TimelineHistory) -> Item:

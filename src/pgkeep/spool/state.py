@@ -19,6 +19,9 @@ from pgkeep.spool.directory import LOCK_FILE
 
 STATE_FILE = "state.json"
 
+VAULT, BACULA = "the vault", "a job of Bacula's"
+"""Where WAL gets from a spool."""
+
 _NEW_FILE = ".state.json.new"
 
 
@@ -29,14 +32,15 @@ class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         time: When this was written.
         window_seconds: How old unshipped WAL may be.
+        ships_to: Where WAL gets from the spool: ``VAULT`` or ``BACULA``.
         is_streaming: Whether the server sends WAL.
         slot: Name of its slot.
         timeline: The timeline that is received; 0 before anything was.
         server_lsn: End of the server's WAL.
         received_lsn: Up to where WAL is durable in the spool.
-        shipped_lsn: Up to where it is in the vault.
+        shipped_lsn: Up to where it is in the vault; or a job of mode cdp has sent it.
         unreceived_since: Since when the server has WAL that was not received; empty when there is none.
-        unshipped_since: Since when the spool has WAL that is not in the vault; empty when there is none.
+        unshipped_since: Since when the spool has WAL that did not get there; empty when there is none.
         spool_bytes: What the spool takes.
         spool_max_bytes: What it may take.
         slot_is_active: Whether the server says that somebody streams from the slot; None when it is not known.
@@ -63,6 +67,7 @@ class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
     slot_kept_bytes: int | None = None
     slot_safe_bytes: int | None = None
     troubles: dict[str, str] = {}
+    ships_to: str = VAULT
 
 
 def write_state(spool: Path, state: ReceiverState) -> None:

@@ -31,7 +31,8 @@ class Figures:
         shipping: The same of the shipper.
         server_end: Of the server's WAL; None when it is not known.
         received: Up to where WAL is durable in the spool.
-        shipped: Up to where it is in the vault.
+        shipped: Up to where it was shipped.
+        ships_to: Where that leads, in words.
         unreceived_seconds: Age of the oldest WAL that was not received.
         unshipped_seconds: Age of the oldest WAL that was not shipped.
         window_seconds: How old that may be.
@@ -46,6 +47,7 @@ class Figures:
     server_end: Lsn | None
     received: Lsn | None
     shipped: Lsn | None
+    ships_to: str
     unreceived_seconds: float | None
     unshipped_seconds: float | None
     window_seconds: float
@@ -94,7 +96,7 @@ def judge(figures: Figures) -> Iterator[Trouble]:
         yield Trouble(
             "unshipped",
             f"UNSHIPPED: WAL from {figures.shipped or 'its beginning'} to {figures.received} has waited for "
-            f"{_duration(age)} to get into the vault, expected {figures.window_seconds:g} s",
+            f"{_duration(age)} to get into {figures.ships_to}, expected {figures.window_seconds:g} s",
         )
     yield from _slot(figures)
     if figures.holes:

@@ -28,7 +28,8 @@ from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import ReplicationSlot, drop_slot, find_slot
 from pgkeep.spool.directory import Spool
-from pgkeep.spool.state import ReceiverState, read_state, write_state
+from pgkeep.spool.state import BACULA, VAULT, ReceiverState, read_state, write_state
+from pgkeep.spool.taken import read_taken
 from pgkeep.vault.layout import MANIFEST_FILE
 from pgkeep.vault.vault import ClusterVault
 from pgkeep.vault.wal_holes import HOLES_FILE, WalHole
@@ -75,6 +76,7 @@ class Watchdog:
         # The receiver's name is one that synchronous commits may wait for.
         self._target = dataclasses.replace(options.target, application_name="pgkeep")
         self._slot_name = options.slot
+        self._ships_to = VAULT if shipper is not None else BACULA
         self._window_seconds = window_seconds
         self._slot_wal_max = slot_wal_max
         self._record_hole = record_hole
@@ -137,7 +139,7 @@ class Watchdog:
 
     def _figures(self) -> Figures:
         now, received = time.time(), self._receiver.received()
-        shipped = self._shipper.shipped() if self._shipper is not None else received
+        shipped = self._shipper.shipped() if self._shipper is not None else read_taken(self._spool.path)
         slot, server_end = self._slot, self._receiver.server_end or self._server_end
         if received is not None:
             if server_end is not None:
@@ -151,6 +153,7 @@ class Watchdog:
         return Figures(
             receiving=self._receiver.trouble,
             shipping=self._shipper.trouble if self._shipper is not None else "",
+            ships_to=self._ships_to,
             server_end=server_end,
             received=received.lsn if received is not None else None,
             shipped=shipped.lsn if shipped is not None else None,
@@ -216,6 +219,7 @@ class Watchdog:
         return ReceiverState(
             time=_iso(time.time()),
             window_seconds=self._window_seconds,
+            ships_to=self._ships_to,
             is_streaming=self._receiver.is_streaming,
             slot=self._slot_name,
             timeline=int(received.timeline) if received is not None else 0,

@@ -56,7 +56,7 @@ class PromisedWal:
             if head.wal is None or not head.wal.first_segment or head.wal.segment_size != segment_size:
                 continue
             first = WalSegment.parse(head.wal.first_segment, size=segment_size)
-            moment = dt.datetime.fromisoformat(head.end_time or head.stop_time)
+            moment = dt.datetime.fromisoformat(head.stop_time or head.end_time)
             stop = Lsn.parse(head.wal.stop)
             segments = _history(head).segments(
                 first.start_lsn, start_timeline=first.timeline, end=stop, size=segment_size
