@@ -82,7 +82,7 @@ def test_only_a_job_that_succeeded_empties_the_spool(cdp: CdpScene) -> None:
 
 
 def test_without_a_receiver(cdp: CdpScene) -> None:
-    """One FileSet with both lines chains by a slot of its own, ships the last commit, and restores as one."""
+    """One FileSet with both lines chains by a slot of its own, and comes back to the last commit; in place, too."""
     scene = cdp.scene
     # Of the two lines only that of mode cdp has a segment that has not ended.
     job = scene.job(
@@ -105,3 +105,11 @@ def test_without_a_receiver(cdp: CdpScene) -> None:
     scene.director.restore(job, where).must()
     scene.assert_restored(where, mark)
     scene.assert_nothing_is_left()
+    # In place the old pg_wal goes on where the segment ends that the last job sent as far as it went.
+    scene.transfer(13)
+    late = scene.ledger.mark("late")
+    scene.cluster.kill()
+    scene.director.restore(job, "/", options={"overwrite_existing": "yes"}, line=1).must()
+    restored = scene.start(scene.cluster.data_directory)
+    restored.wait_until_promoted()
+    restored.assert_is_at(late)
