@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pgkeep.spool.state import read_state
 from tests.bacula.conftest import MakeScene
+from tests.bacula.scene import pgkeep_bacula
 from tests.lab.bacula import JobResult
 from tests.lab.cluster import MakeCluster
 from tests.lab.receiving import SETTINGS, receiving, wait_until_received
@@ -23,6 +24,7 @@ class CdpScene:
         scene: The cluster and the Director.
         base: A job of mode pitr.
         job: A job of mode cdp.
+        line: Its Plugin line.
         spool: The cluster's spool.
     """
 
@@ -35,7 +37,8 @@ class CdpScene:
         server_user().own(self.spool.parent)
         self.base = scene.job("pitr", scene.line("pitr"))
         # More than two segments crowd it.
-        self.job = scene.job("cdp", scene.line("cdp", f"spool_dir={self.spool.parent} spool_max=4M"))
+        self.line = scene.line("cdp", f"spool_dir={self.spool.parent} spool_max=4M")
+        self.job = scene.job("cdp", self.line)
 
     def receiver(self) -> AbstractContextManager[list[str]]:
         """Run ``pgkeep receive`` for Bacula's jobs, and end it in order."""
@@ -61,6 +64,14 @@ class CdpScene:
         """Return up to where WAL was shipped, and where to, as the receiver says it."""
         state = read_state(self.spool)
         return (state.shipped_lsn, state.ships_to) if state is not None else ("", "")
+
+    def checked(self) -> dict[str, str]:
+        """Return what ``pgkeep bacula check`` says of each test."""
+        director = self.scene.director
+        outcome = pgkeep_bacula(
+            "check", director, f"--line={self.line}", f"--state-dir={director.directory / 'state'}", must=False
+        )
+        return {line.split()[1]: line.split()[0] for line in outcome.stdout.splitlines() if len(line.split()) > 2}
 
     def spooled(self) -> list[str]:
         """Return the names of the WAL files in the spool, sorted."""

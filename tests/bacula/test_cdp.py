@@ -31,6 +31,7 @@ def test_the_server_dies_between_two_jobs(cdp: CdpScene) -> None:
         taken = read_taken(cdp.spool)
         assert taken is not None
         wait_for(lambda: cdp.shipped() == (f"{taken.lsn}", BACULA), "the receiver knows what the job has taken")
+        assert {cdp.checked()[name] for name in ("server", "receiver", "shipping", "spool")} == {"OK"}
         whole = cdp.scene.cluster.switch_wal()
         cdp.scene.transfer(11)
         mark = cdp.scene.ledger.mark("end")
@@ -38,6 +39,7 @@ def test_the_server_dies_between_two_jobs(cdp: CdpScene) -> None:
         cdp.scene.cluster.kill()
         second = cdp.run("Incremental")
     assert warnings(first) == []
+    assert cdp.checked()["receiver"] == "FAILED"
     [warning] = warnings(second.must())
     assert warning.endswith(": what was received from it before is sent")
     partial = [name.rpartition("/")[2] for name, _, _ in cdp.scene.director.files(first.job_id) if "/wal/0" in name]

@@ -177,7 +177,7 @@ def test_a_slot_over_its_budget_is_dropped_with_a_hole(make_keeper: MakeKeeper) 
             cluster.sql("CHECKPOINT")
         found = failed(keeper)
         assert found["spool"][0].startswith("the spool is full: ")
-        assert found["spool"][1] == "mend what keeps the vault from taking WAL; or raise spool_max"
+        assert found["spool"][1] == "mend what keeps WAL from getting into the vault; or raise spool_max"
         assert found["receiver"][0].startswith("pgkeep receive receives nothing: the spool is full: ")
         aside.rename(archive)
         receiver.wait_for_line("main: the spool has room again: receiving goes on")

@@ -22,6 +22,7 @@ from pgkeep.bacula.daemon import FileDaemon, account_name
 from pgkeep.bacula.install import own_plugin
 from pgkeep.bacula.plugin_config import PluginConfig, read_plugin_config
 from pgkeep.errors import CheckFailed, PgkeepError
+from pgkeep.jobs.check_spool import SpoolChecks
 from pgkeep.jobs.named_tests import CheckResult, NamedTest, Warned, run_tests
 from pgkeep.settings.plugin_line import parse_plugin_line
 from pgkeep.wire.packet import HEADER_BYTES, PacketKind, encode, encode_text, parse_header
@@ -32,7 +33,9 @@ PLAIN_API = "1"
 _TROUBLE = frozenset({PacketKind.ERROR, PacketKind.FATAL, PacketKind.JOB_ERROR})
 
 
-def check(daemon: FileDaemon, *, plugin_line: str, state_dir: Path) -> Iterator[CheckResult]:
+def check(
+    daemon: FileDaemon, *, plugin_line: str, state_dir: Path, spool: SpoolChecks | None = None
+) -> Iterator[CheckResult]:
     """
     Run every test, one after the other, and yield its result as soon as it is known.
 
@@ -40,15 +43,17 @@ def check(daemon: FileDaemon, *, plugin_line: str, state_dir: Path) -> Iterator[
         daemon: Whose plugin is checked.
         plugin_line: The line of the FileSet, with which the server is asked.
         state_dir: Where the backend keeps what it remembers.
+        spool: The tests of the line's spool; None when it has none on this host.
     """
-    return run_tests(_Tests(daemon, plugin_line, state_dir).all())
+    return run_tests(_Tests(daemon, plugin_line, state_dir, spool).all())
 
 
 class _Tests:
-    def __init__(self, daemon: FileDaemon, plugin_line: str, state_dir: Path) -> None:
+    def __init__(self, daemon: FileDaemon, plugin_line: str, state_dir: Path, spool: SpoolChecks | None) -> None:
         self._daemon = daemon
         self._plugin_line = plugin_line
         self._state_dir = state_dir
+        self._spool = spool
         self._config = PluginConfig()
 
     def all(self) -> Iterator[NamedTest]:
@@ -61,6 +66,8 @@ class _Tests:
         yield "backend", self._test_backend, ("configuration",)
         yield "state", self._test_state, ("configuration",)
         yield "server", self._test_server, ("backend",)
+        if self._spool is not None:
+            yield from self._spool.tests()
 
     def _test_daemon(self) -> str:
         daemon = self._daemon

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from pgkeep.bacula.install import install
 from pgkeep.bacula.plugin_config import read_plugin_config
 from pgkeep.cli.named_tests import report_results
 from pgkeep.cli.output import print_line, say
-from pgkeep.errors import SettingsError
-from pgkeep.settings import from_flags, read_config, resolve
+from pgkeep.errors import PgkeepError, SettingsError
+from pgkeep.jobs.check_spool import SpoolChecks
+from pgkeep.settings import from_flags, parse_plugin_line, read_config, resolve
+from pgkeep.spool.state import has_state
 
 
 def run_install(
@@ -53,8 +56,9 @@ def run_check(
 ) -> None:
     """Print a line per test as it ends; raise CheckFailed when one failed."""
     daemon = find_daemon(fd_config=_absolute(fd_config), plugin_directory=_absolute(plugin_dir))
-    state = _state_directory(state_dir, config or _backend_config(daemon))
-    report_results(check(daemon, plugin_line=line, state_dir=state), as_json=as_json)
+    config = config or _backend_config(daemon)
+    state = _state_directory(state_dir, config)
+    report_results(check(daemon, plugin_line=line, state_dir=state, spool=_spool(line, config)), as_json=as_json)
 
 
 def run_confirm(job: str, *, config: Path | None, state_dir: Path | None) -> None:
@@ -70,6 +74,18 @@ def _state_directory(chosen: Path | None, config: Path | None) -> Path:
     path = str(config) if config is not None else os.environ.get("PGKEEP_CONFIG")
     values = {} if chosen is None else {"state_dir": str(chosen.absolute())}
     return Path(resolve(from_flags(values), verb="backup", config=read_config(path)).require("state_dir"))
+
+
+def _spool(line: str, config: Path | None) -> SpoolChecks | None:
+    """Return the tests of the spool that jobs with this Plugin *line* take WAL from; None when none was ever there."""
+    path = str(config) if config is not None else os.environ.get("PGKEEP_CONFIG")
+    with contextlib.suppress(PgkeepError):
+        settings = resolve(parse_plugin_line(line).assignments(), verb="backup", config=read_config(path))
+        cluster = settings.text("cluster_id") or "default"
+        spool = Path(settings.require("spool_dir")) / cluster
+        return SpoolChecks(cluster=cluster, spool=spool) if has_state(spool) else None
+    # A line that cannot be read has a test of its own.
+    return None
 
 
 def _backend_config(daemon: FileDaemon) -> Path | None:
