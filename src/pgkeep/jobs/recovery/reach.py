@@ -121,7 +121,7 @@ def check_names(span: Span, target: RecoveryTarget) -> None:
 
 def _beyond(span: Span, target: RecoveryTarget, *, hint: str) -> RestoreRefused:
     return RestoreRefused(
-        f"target time {_text(target.time)} is beyond {span.words}, whose newest segment was archived at "
+        f"target time {_text(target.time)} is beyond {span.words}, whose newest segment was written at "
         f"{span.reach.isoformat(sep=' ', timespec='seconds')}",
         hint=hint,
     )
