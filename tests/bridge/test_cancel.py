@@ -52,6 +52,9 @@ def test_backup_is_cancelled(daemon: FakeDaemon, point: str, count: int, after_m
     assert daemon.status in "AR"
 
 
+# Not one long sleep: a signal that comes just before its system call would be looked at when that has ended.
+DOZE = "while True: time.sleep(0.05)"
+
 WAITS = {
     "greeting": "receive()\nWAIT\n",
     "job": "expect('C')\nsay('Hello Bacula')\nblock()\nWAIT\n",
@@ -73,7 +76,7 @@ def test_wait_for_the_backend_is_cancelled(daemon: FakeDaemon, place: str, signa
     wait = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nready()\nwhile True: time.sleep(1)"
         if signals == "ignored"
-        else "signal.signal(signal.SIGTERM, lambda *_: sys.exit(note('terminated')))\nready()\ntime.sleep(1000)"
+        else "signal.signal(signal.SIGTERM, lambda *_: sys.exit(note('terminated')))\nready()\n" + DOZE
     )
     daemon.order("cancel-at", "command", 1, 0, f"{daemon.script}.ready")
     started = time.monotonic()
@@ -112,7 +115,7 @@ def test_children_end_too(daemon: FakeDaemon) -> None:
         note(f'child {subprocess.Popen(["sleep", "1000"]).pid}')
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         ready()
-        time.sleep(1000)
+        while True: time.sleep(0.05)
         """
     )
     assert len(daemon.pids()) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -16,7 +15,7 @@ import pytest
 from pgkeep.cli import receive
 
 STUCK_SECONDS = 20
-WAITS_SECONDS = 2
+WAITS_SECONDS = 0.5
 
 
 class Service:
@@ -44,8 +43,13 @@ class Call:
     cluster_name = "main"
 
 
+def send() -> None:
+    """Send SIGTERM to the main thread: a runner of tests has others, which have it not blocked and may sleep."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
 class SignalAtLine:
-    """Sends SIGTERM to this process before the n-th line that it runs, those of the library included."""
+    """Sends SIGTERM before the n-th line that it runs, those of the library included."""
 
     def __init__(self, number: int) -> None:
         self.left = number
@@ -55,14 +59,14 @@ class SignalAtLine:
         """Send it now if that line has not come."""
         if self.left > 0:
             self.left, self.came_late = 0, True
-            os.kill(os.getpid(), signal.SIGTERM)
+            send()
 
     def __call__(self, _frame: FrameType, event: str, _argument: Any) -> SignalAtLine:
         """Count a line."""
         if event == "line":
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
+                send()
         return self
 
 

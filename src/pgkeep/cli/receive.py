@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from pgkeep.jobs.receiving.source import SourceOptions, identity_of
 from pgkeep.server.slots import slot_of
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOOK_SECONDS = 1.0
 
 
 def run(calls: Sequence[Call]) -> None:
@@ -70,7 +71,9 @@ class _Reception:
         # Ready without a server: a machine that boots must not wait for another one.
         notify("READY=1", f"STATUS=connecting to the servers of {', '.join(self._silent)}")
         while self._services and not self._is_ending:
-            self._news.get()
+            # Not without end: a signal that comes just before the wait begins would be looked at when that has ended.
+            with suppress(queue.Empty):
+                self._news.get(timeout=_LOOK_SECONDS)
             for name in [name for name, service in self._services.items() if service.has_ended]:
                 if not self._is_ending:
                     self._finish(name, self._services.pop(name))
