@@ -18,6 +18,7 @@ from typing import Any
 PROMPT = re.compile(r"(?:^\*|^\$ ?|[:?)] ?)\Z", re.MULTILINE)
 # A line of a report may end like a question; the console has more to say then, and says it without a pause.
 QUIET_SECONDS = 0.2
+_MOMENT_SECONDS = 0.01
 TIMEOUT_SECONDS = 300
 
 
@@ -49,6 +50,9 @@ class Console:
 
     def ask(self, line: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
         """Type *line*; return the answer, with the prompt that ends it."""
+        # What came behind a prompt, such as news of a job, is no answer to what is asked now.
+        while self._selector.select(0) and (late := self._receive()):
+            self.transcript += late
         self.transcript += f"{line}\n"
         os.write(self._terminal, f"{line}\n".encode())
         return self._read(timeout_seconds)
@@ -79,23 +83,29 @@ class Console:
         deadline = time.monotonic() + timeout_seconds
         while True:
             asks = PROMPT.search(answer) is not None
-            if asks and answer.endswith("\n*"):
+            # Unless it is the beginning of a line of stars.
+            if asks and answer.endswith("\n*") and not self._selector.select(_MOMENT_SECONDS):
                 break
             patience = QUIET_SECONDS if asks else deadline - time.monotonic()
             if patience <= 0 or not self._selector.select(patience):
                 if asks:
                     break
                 raise TimeoutError(f"bconsole did not come back after {timeout_seconds} s\n{answer[-4000:]}")
-            try:
-                chunk = os.read(self._terminal, 65536)
-            except OSError:
-                # Linux says so when nobody has the other side open any more.
-                chunk = b""
+            chunk = self._receive()
             if not chunk:
                 break
-            answer += chunk.decode(errors="replace").replace("\r\n", "\n")
+            answer += chunk
         self.transcript += answer
         return answer
+
+    def _receive(self) -> str:
+        """Return what is there; empty when the console has ended."""
+        try:
+            chunk = os.read(self._terminal, 65536)
+        except OSError:
+            # Linux says so when nobody has the other side open any more.
+            return ""
+        return chunk.decode(errors="replace").replace("\r\n", "\n")
 
 
 def _make_quiet(terminal: int) -> None:
