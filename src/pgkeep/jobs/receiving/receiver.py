@@ -32,6 +32,7 @@ from pgkeep.vault.wal_holes import WalHole
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30.0
 
+_BEHIND_SEGMENTS = 2
 _WAL_IS_GONE = "58P01"
 # A server that never pauses must not keep those waiting who have committed.
 _LONGEST_UNFLUSHED_SECONDS = 0.2
@@ -98,6 +99,12 @@ class Receiver:
     def received(self) -> WalPosition | None:
         """Return up to where WAL is durable in the spool, or was held before; for any thread."""
         return self._received
+
+    def is_behind(self) -> bool:
+        """Tell whether the server has some segments that were not received; for any thread."""
+        end, received = self.server_end, self._received
+        behind = end - received.lsn if end is not None and received is not None else 0
+        return behind > _BEHIND_SEGMENTS * self._spool.segment_size
 
     def durable(self) -> tuple[WalSegment, int] | None:
         """Return the segment that is received now and how many bytes of it are durable; for any thread."""

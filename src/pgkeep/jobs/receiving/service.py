@@ -100,6 +100,7 @@ class ReceiveService:
                 compression_level=request.compression_level,
                 say=say,
                 warn=warn,
+                is_behind=self._receiver.is_behind,
             )
             if archive is not None
             else None

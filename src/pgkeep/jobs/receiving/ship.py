@@ -26,6 +26,8 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 
 _NICE = 10
+_LONGEST_WAY_SECONDS = 10.0
+_LOOK_SECONDS = 0.1
 
 Durable = Callable[[], tuple[WalSegment, int] | None]
 """Returns the segment that is received now, and how many of its bytes are durable."""
@@ -43,6 +45,7 @@ class Shipper:
         compression_level: Of zstd.
         say: Takes one line for the log.
         warn: Takes one warning.
+        is_behind: Tells whether receiving has WAL to catch up with.
 
     Attributes:
         trouble: Why the vault takes nothing, as one line; empty when it does. For any thread.
@@ -58,6 +61,7 @@ class Shipper:
         compression_level: int,
         say: Callable[[str], None],
         warn: Callable[[str], None],
+        is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
         self._spool = spool
         self._archive = archive
@@ -66,6 +70,7 @@ class Shipper:
         self._compression_level = compression_level
         self._say = say
         self._warn = warn
+        self._is_behind = is_behind
         self._arrived = threading.Event()
         self._partial: tuple[WalSegment, int] | None = None
         self._refused: set[str] = set()
@@ -95,6 +100,7 @@ class Shipper:
             if stop.is_set():
                 return
             try:
+                self._give_way(stop)
                 self.ship(with_partial=is_due)
                 if self.trouble:
                     self._say(f"is over: {self.trouble}")
@@ -113,6 +119,17 @@ class Shipper:
                 self.trouble = _text(error)
                 stop.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _give_way(self, stop: threading.Event) -> None:
+        """
+        Let receiving catch up first: what only the server has is what can be lost.
+
+        Not for long, since a server that is always busy is always ahead; nor when the spool is half full.
+        """
+        deadline = time.monotonic() + _LONGEST_WAY_SECONDS
+        while self._is_behind() and time.monotonic() < deadline and 2 * self._spool.used_bytes < self._spool.max_bytes:
+            if stop.wait(_LOOK_SECONDS):
+                return
 
     def finish(self) -> None:
         """Ship everything, as far as it goes; raise PgkeepError when the vault does not take it."""
