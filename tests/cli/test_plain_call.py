@@ -19,7 +19,7 @@ from pgkeep.settings import cli_options
 from pgkeep.vault.vault import ClusterIdentity, Vault
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-VERBS = ("backup", "check", "merge", "restore", "verify", "info", "expire")
+VERBS = ("backup", "check", "merge", "receive", "restore", "verify", "info", "expire")
 OWN = {"plan_only": "plan", "as_json": "json"}
 
 
@@ -63,7 +63,8 @@ def test_a_plain_command_line_says_what_typer_reads_in_it(line: tuple[str, list[
     if call is None:
         return
     own = {OWN[name]: value for name, value in call.switches.items()}
-    assert _said(_typer_reads(verb, words)) == _said({**call.values, **own, "cluster": call.cluster})
+    clusters = {"clusters": call.clusters} if verb == "receive" else {"cluster": call.clusters[0]}
+    assert _said(_typer_reads(verb, words)) == _said({**call.values, **own, **clusters})
 
 
 def test_options_of_every_kind_are_plain() -> None:
@@ -73,7 +74,7 @@ def test_options_of_every_kind_are_plain() -> None:
     assert call is not None
     given_values = {name: value for name, value in call.values.items() if value is not None}
     assert given_values == {"mode": "pitr", "host": "db1", "start_fast": False, "exclude_tablespace": ["a", "b"]}
-    assert (call.cluster, call.switches) == ("main", {"plan_only": False, "as_json": True})
+    assert (call.clusters, call.switches) == (("main",), {"plan_only": False, "as_json": True})
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,14 @@ _RUN_SWITCHES: Mapping[str, Mapping[str, str]] = {
     "backup": {"--plan": "plan_only", "--json": "as_json"},
     "check": {"--json": "as_json"},
     "merge": {"--json": "as_json"},
+    "receive": {},
     "restore": {"--json": "as_json"},
     "verify": {"--json": "as_json"},
 }
-"""The commands about one cluster: what their own switches are to ``run``."""
+"""The commands about one cluster, or some: what their own switches are to ``run``."""
+
+_SEVERAL = frozenset({"receive"})
+"""Those that take several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +37,22 @@ class PlainCall:
 
     Attributes:
         verb: The command.
-        cluster: Its argument.
+        clusters: Its arguments: one, but for a command that takes several.
         values: Canonical name of each option to what was typed, None where nothing was.
         switches: What the command's own switches are set to, by the name that ``run`` has for them.
     """
 
     verb: str
-    cluster: str
+    clusters: tuple[str, ...]
     values: dict[str, Any]
     switches: dict[str, bool]
 
     def run(self) -> None:
         """Run it."""
         # The settings first: what is wrong there is said before the job's libraries are loaded.
-        call = open_call(self.verb, self.cluster, self.values)
+        calls = [open_call(self.verb, cluster, self.values) for cluster in self.clusters]
         run: Callable[..., None] = importlib.import_module(f"pgkeep.cli.{self.verb}").run
-        run(call, **self.switches)
+        run(calls if self.verb in _SEVERAL else calls[0], **self.switches)
 
 
 def read_plain_call(arguments: Sequence[str]) -> PlainCall | None:
@@ -82,9 +86,9 @@ def read_plain_call(arguments: Sequence[str]) -> PlainCall | None:
                 return None
             _add(values, option, value)
     # An empty argument counts as none.
-    if len(clusters) != 1 or not clusters[0]:
+    if not clusters or not all(clusters) or (len(clusters) > 1 and verb not in _SEVERAL):
         return None
-    return PlainCall(verb, clusters[0], values, switches)
+    return PlainCall(verb, tuple(clusters), values, switches)
 
 
 def _is_switch(option: CliOption) -> bool:
