@@ -35,6 +35,26 @@ def runs(pid: int) -> bool:
     return False
 
 
+def test_what_ends_before_a_hole_does_not_prove_the_newest_state(make_keeper: MakeKeeper) -> None:
+    """WAL behind a hole is lost to a recovery: a drill to the end says so, one to a moment before it proves that."""
+    keeper = make_keeper(archive="vault")
+    ledger = Ledger(keeper.cluster)
+    keeper.backup("full", "local")
+    ledger.transfer(2)
+    mark = ledger.mark("before")
+    keeper.wait_until_archived()
+    for _ in range(2):
+        ledger.transfer(1)
+        keeper.wait_until_archived()
+    archived = sorted((keeper.vault / "main" / "wal").rglob("0*.zst"))
+    archived[-2].unlink()
+    outcome = drill(keeper)
+    assert outcome.status == 8, "\n".join(outcome.lines)
+    assert ", and later WAL is held: " in outcome.refusal[0]
+    assert [found["result"] for found in evidence(keeper)] == ["failed"]
+    assert proved(keeper, f"--target-lsn={mark.lsn}")["result"] == "proved"
+
+
 def test_a_damaged_backup_is_not_proved(make_keeper: MakeKeeper) -> None:
     """Nor are a row too few and WAL that is not there: the drill fails, and the vault keeps what failed, and how."""
     keeper = make_keeper(archive="vault")

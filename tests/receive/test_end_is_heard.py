@@ -17,14 +17,11 @@ from pgkeep.jobs.receiving import service
 from pgkeep.jobs.receiving.service import ReceiveRequest, ReceiveService
 from pgkeep.jobs.receiving.ship import Shipper
 from pgkeep.jobs.receiving.source import SourceOptions
-from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.server.connection import ConnectionTarget
-from pgkeep.spool.directory import Spool
 from pgkeep.vault.vault import ClusterVault
-from pgkeep.vault.wal_archive import WalArchive
+from tests.receive.small_spool import QUIET, SEGMENT, SYSTEM, small_archive, small_spool
 from tests.receive.test_ending import Call, Service
 
-SYSTEM, SEGMENT = SystemIdentifier(7), 1 << 20
 SOON_SECONDS = 30
 
 
@@ -48,17 +45,8 @@ class StoppedBehindTheLook(threading.Event):
 
 def test_a_shipper_hears_a_stop_between_two_of_its_lines(tmp_path: Path) -> None:
     """Told to end after it has looked whether it should, it ends now, and not when its window is over."""
-    archive = WalArchive(tmp_path / "wal", system_identifier=SYSTEM, segment_size=SEGMENT)
-    with Spool(tmp_path / "spool", system_identifier=SYSTEM, segment_size=SEGMENT, max_bytes=8 * SEGMENT) as spool:
-        shipper = Shipper(
-            spool,
-            archive,
-            lambda: None,
-            window_seconds=3600,
-            compression_level=1,
-            say=lambda _: None,
-            warn=lambda _: None,
-        )
+    with small_spool(tmp_path) as spool:
+        shipper = Shipper(spool, small_archive(tmp_path), lambda: None, **QUIET)
         stop = StoppedBehindTheLook()
         stop.wake = shipper.wake
         thread = threading.Thread(target=shipper.run, args=(stop,), daemon=True)
@@ -72,7 +60,7 @@ def test_a_server_that_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatc
     """A connection attempt without a time limit that nobody answers holds up neither the shipping nor the end."""
     monkeypatch.setattr(service, "_GOODBYE_SECONDS", 0.1)
     monkeypatch.setattr(service, "_LAST_SECONDS", 0.1)
-    archive = WalArchive(tmp_path / "wal", system_identifier=SYSTEM, segment_size=SEGMENT)
+    archive = small_archive(tmp_path)
     warnings: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as mute:
         target = ConnectionTarget(host="127.0.0.1", port=mute.getsockname()[1], connect_timeout_seconds=0)

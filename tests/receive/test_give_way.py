@@ -10,11 +10,9 @@ import pytest
 
 from pgkeep.jobs.receiving import ship
 from pgkeep.jobs.receiving.ship import Shipper
-from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.spool.directory import Spool
 from pgkeep.vault.wal_archive import WalArchive
-
-SYSTEM, SEGMENT = SystemIdentifier(7), 1 << 20
+from tests.receive.small_spool import QUIET, SEGMENT, small_archive, small_spool
 
 
 class Noting(Shipper):
@@ -25,16 +23,7 @@ class Noting(Shipper):
         self.shipped_after: list[int] = []
         self.stop = threading.Event()
         self._answers = answers
-        super().__init__(
-            spool,
-            archive,
-            lambda: None,
-            window_seconds=3600,
-            compression_level=1,
-            say=lambda _: None,
-            warn=lambda _: None,
-            is_behind=self._ask,
-        )
+        super().__init__(spool, archive, lambda: None, is_behind=self._ask, **QUIET)
 
     def _ask(self) -> bool:
         self.asked += 1
@@ -50,14 +39,13 @@ class Noting(Shipper):
 @pytest.fixture
 def spool(tmp_path: Path) -> Iterator[Spool]:
     """An empty spool."""
-    with Spool(tmp_path / "spool", system_identifier=SYSTEM, segment_size=SEGMENT, max_bytes=8 * SEGMENT) as made:
+    with small_spool(tmp_path) as made:
         yield made
 
 
 def run(spool: Spool, tmp_path: Path, *answers: bool) -> list[int]:
     """Run a shipper to its end; return after how many questions it has shipped."""
-    archive = WalArchive(tmp_path / "wal", system_identifier=SYSTEM, segment_size=SEGMENT)
-    shipper = Noting(spool, archive, iter(answers))
+    shipper = Noting(spool, small_archive(tmp_path), iter(answers))
     thread = threading.Thread(target=shipper.run, args=(shipper.stop,), daemon=True)
     thread.start()
     thread.join(60)

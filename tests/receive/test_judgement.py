@@ -115,7 +115,7 @@ def position(lsn: int, timeline: int = 1) -> WalPosition:
 
 
 def test_a_backlog_knows_since_when() -> None:
-    """The age is that of the oldest WAL that is left, and a new timeline begins anew."""
+    """The age is that of the oldest WAL that is left, on whichever timeline."""
     backlog = Backlog()
     assert backlog.since is None
     backlog.note(position(100), 1.0)
@@ -126,6 +126,7 @@ def test_a_backlog_knows_since_when() -> None:
     backlog.settle(position(100))
     assert backlog.since == 3.0
     backlog.note(position(50, 2), 4.0)
+    assert backlog.since == 3.0
     backlog.settle(position(200))
     assert backlog.since == 4.0
     backlog.settle(position(50, 2))

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pgkeep.pg.lsn import Lsn
 from pgkeep.vault.proofs import Proof, add_proof
 from tests.lab.cluster import wait_for
@@ -147,16 +149,8 @@ def test_what_was_proved_and_metrics(make_keeper: MakeKeeper) -> None:
         result="proved",
     )
     add_proof(keeper.vault / "main", proof)
-    failed = Proof(
-        time="2026-11-21T21:00:00+00:00",
-        backup_id="20261120T030000Z-F",
-        target="end of the WAL",
-        reached_time="",
-        reached_lsn="",
-        timeline=0,
-        result="failed",
-    )
-    add_proof(keeper.vault / "main", failed)
+    later = {"time": "2026-11-21T21:00:00+00:00", "reached_time": "", "reached_lsn": "", "timeline": 0}
+    add_proof(keeper.vault / "main", msgspec.structs.replace(proof, result="failed", **later))
     lines = info(keeper).splitlines()
     assert (
         "  proved: 2026-11-20 20:48:00Z, 0/5000028 on timeline 1, by the drill of 2026-11-20 21:00:00Z "

@@ -12,14 +12,15 @@ import datetime as dt
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from pgkeep.errors import VaultError
 from pgkeep.jobs.info import ClusterInfo
+from pgkeep.jobs.recovery.windows import Kind
 from pgkeep.pg.lsn import Lsn
 from pgkeep.spool.state import ReceiverState
 from pgkeep.vault.unnamed_file import UnnamedFile, write_all
 
-_HOLE_KINDS = ("lost", "delayed", "never received")
 _STATUSES = ("ok", "gap", "damaged", "no backup")
 # A collector runs as somebody else, and there is no secret in it.
 _FILE_MODE = 0o644
@@ -96,10 +97,9 @@ def _cluster(info: ClusterInfo) -> Iterator[_Sample]:
     if info.backups:
         head = info.backups[-1].head
         yield from _time("pgkeep_backup_newest_timestamp_seconds", head.stop_time or head.end_time)
-    for kind in _HOLE_KINDS:
+    for kind in get_args(Kind):
         yield "pgkeep_wal_holes", {"kind": kind}, sum(hole.kind == kind for hole in info.holes)
-    open_holes = sum(not hole.is_before_base and hole.kind != "delayed" for hole in info.holes)
-    yield "pgkeep_wal_holes_without_base_backup", {}, open_holes
+    yield "pgkeep_wal_holes_without_base_backup", {}, sum(hole.is_open for hole in info.holes)
 
 
 def _window(info: ClusterInfo) -> Iterator[_Sample]:

@@ -93,9 +93,8 @@ class CdpWal:
         wal = head.wal
         if wal is None or head.system_identifier != str(int(self.system_identifier)) or not wal.first_segment:
             return False
-        timeline = Timeline(head.timeline)
-        history = TimelineHistory.parse(head.history, timeline=timeline) if timeline > 1 else None
-        named = next(history.segment_timelines(segment.number, size=segment.size)) if history is not None else timeline
+        history = TimelineHistory.parse(head.history, timeline=Timeline(head.timeline))
+        named = next(history.segment_timelines(segment.number, size=segment.size))
         first = WalSegment.parse(wal.first_segment, size=segment.size)
         return named == segment.timeline and first.number <= segment.number and segment.end_lsn <= Lsn.parse(wal.stop)
 
@@ -143,15 +142,7 @@ def cdp_wal(
                 hint="spool_dir and cluster_id must be those of pgkeep receive; the backend runs as its user",
             )
         check_slot_is_bounded(server, slot, allow_unbounded=allow_unbounded_slot)
-    history_text = ""
-    if identity.timeline > 1:
-        with server.replication() as replication:
-            history_text = replication.timeline_history(identity.timeline).content.decode("utf-8", "surrogateescape")
-    history = (
-        TimelineHistory.parse(history_text, timeline=identity.timeline)
-        if history_text
-        else TimelineHistory.single(identity.timeline)
-    )
+    history_text = server.history_text(identity.timeline)
     stream = StreamedWal(
         server.replication,
         system_identifier=identity.system_identifier,
@@ -164,7 +155,7 @@ def cdp_wal(
     wal = CdpWal(
         system_identifier=identity.system_identifier,
         segment_size=size,
-        history=history,
+        history=TimelineHistory.parse(history_text, timeline=identity.timeline),
         history_text=history_text,
         end=flushed,
         where=f"the server {server.where}",

@@ -43,11 +43,7 @@ class ServerFacts:
 
 
 def gather_facts(server: Server) -> ServerFacts:
-    """
-    Ask *server* what the record will say; raise ServerError when its settings rule a physical backup out.
-
-    The history file of a later timeline comes over the replication protocol, which works from any host.
-    """
+    """Ask *server* what the record will say; raise ServerError when its settings rule a physical backup out."""
     wal_level = queries.setting(server, "wal_level")
     if wal_level == "minimal":
         raise ServerError(
@@ -55,18 +51,10 @@ def gather_facts(server: Server) -> ServerFacts:
             hint="set wal_level = replica and restart the server",
         )
     identity = queries.identify(server)
-    history_text = ""
-    if identity.timeline > 1:
-        with server.replication() as replication:
-            history_text = replication.timeline_history(identity.timeline).content.decode("utf-8", "surrogateescape")
-    history = (
-        TimelineHistory.parse(history_text, timeline=identity.timeline)
-        if history_text
-        else TimelineHistory.single(identity.timeline)
-    )
+    history_text = server.history_text(identity.timeline)
     return ServerFacts(
         identity=identity,
-        history=history,
+        history=TimelineHistory.parse(history_text, timeline=identity.timeline),
         history_text=history_text,
         segment_size=queries.wal_segment_size(server),
         has_checksums=queries.has_data_checksums(server),

@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgkeep.errors import ServerError
 from pgkeep.pg.capabilities import Capabilities, check_supported
+from pgkeep.pg.lsn import Timeline
 from pgkeep.server.refusals import connection_refusal, query_refusal
 from pgkeep.server.replication import Replication
 
@@ -241,6 +242,13 @@ class Server:
             options.append("-c idle_session_timeout=0")
         session = connect(self.target, replication=True, options=" ".join(options))
         return Replication(session, where=self.where, cancelled=cancelled)
+
+    def history_text(self, timeline: Timeline) -> str:
+        """Return the history file of *timeline*, empty for the first; by the replication protocol, from any host."""
+        if timeline == 1:
+            return ""
+        with self.replication() as replication:
+            return replication.timeline_history(timeline).content.decode("utf-8", "surrogateescape")
 
     def rows(self, query: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Return all rows of *query*; raise ServerError when the server refuses or is gone."""

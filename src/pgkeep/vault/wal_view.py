@@ -95,16 +95,6 @@ class WalView:
                 found.append(TimelineHistory.single(timeline))
         return found
 
-    def last_archived(self, timeline: Timeline) -> dt.datetime | None:
-        """Return when the newest segment of *timeline* was written; None when there is none."""
-        last: WalSegment | None = None
-        for held in ranges(self._archive, timeline):
-            last = held.last
-        if last is None:
-            return None
-        identity = self._archive.identify(last.name)
-        return dt.datetime.fromtimestamp(identity.mtime_ns / 1e9, dt.UTC) if identity is not None else None
-
     def end_of(self, timeline: Timeline) -> Lsn | None:
         """Return the end of the newest WAL of *timeline*, holes or not; None when there is none."""
         ends = [held.end_lsn for held in ranges(self._archive, timeline)]

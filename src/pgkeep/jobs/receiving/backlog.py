@@ -22,9 +22,8 @@ class Backlog:
 
     def note(self, end: WalPosition, now: float) -> None:
         """Say that WAL reaches up to *end*, at *now*, in seconds of any clock."""
-        if self._notes and self._notes[-1][0].timeline != end.timeline:
-            self._notes.clear()
-        if self._notes and self._notes[-1][0].lsn >= end.lsn:
+        # What is left of an older timeline is left all the same.
+        if self._notes and _place(self._notes[-1][0]) >= _place(end):
             return
         self._notes.append((end, now))
         if len(self._notes) > _MOST_NOTES:
@@ -35,8 +34,7 @@ class Backlog:
     def settle(self, done: WalPosition | None) -> None:
         """Say that nothing is left to do up to *done*; None for nothing was ever done."""
         while done is not None and self._notes:
-            end = self._notes[0][0]
-            if end.timeline > done.timeline or (end.timeline == done.timeline and end.lsn > done.lsn):
+            if _place(self._notes[0][0]) > _place(done):
                 return
             self._notes.popleft()
 
@@ -44,3 +42,7 @@ class Backlog:
     def since(self) -> float | None:
         """When the oldest WAL that is left came in; None when nothing is left."""
         return self._notes[0][1] if self._notes else None
+
+
+def _place(position: WalPosition) -> tuple[int, int]:
+    return position.timeline, position.lsn

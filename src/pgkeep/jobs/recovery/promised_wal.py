@@ -132,7 +132,4 @@ class PromisedWal:
 
 
 def _history(head: RecordHead) -> TimelineHistory:
-    timeline = Timeline(head.timeline)
-    if head.history:
-        return TimelineHistory.parse(head.history, timeline=timeline)
-    return TimelineHistory.single(timeline)
+    return TimelineHistory.parse(head.history, timeline=Timeline(head.timeline))

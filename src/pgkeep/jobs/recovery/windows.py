@@ -76,6 +76,11 @@ class Hole:
     reason: str
     is_before_base: bool
 
+    @property
+    def is_open(self) -> bool:
+        """Whether no recovery gets to now: nothing says that the WAL may yet come, and no base backup is behind it."""
+        return not self.is_before_base and self.kind != "delayed"
+
 
 def recovery_windows(heads: list[RecordHead], wal: WalView) -> list[Window]:
     """Return the stretches that can be recovered to, oldest first: each begins with a base backup."""
@@ -86,10 +91,10 @@ def recovery_windows(heads: list[RecordHead], wal: WalView) -> list[Window]:
         newest = _newest_history(histories, timeline, stop)
         last = windows[-1] if windows else None
         if last is not None and last.timeline == newest.timeline and Lsn.parse(last.end_lsn) >= stop:
-            windows[-1] = _with_newer_base(last, head)
+            windows[-1] = dataclasses.replace(last, newest_base=head.backup_id)
             continue
         end = max(stop, held_along(newest, timeline, start, _segment_size(head), wal))
-        moments = [moment for t in (newest.timeline, timeline) if (moment := wal.last_archived(t)) is not None]
+        moments = [moment for t in (newest.timeline, timeline) if (moment := wal.archived_at(t, end)) is not None]
         ends = [h.stop_time for h in heads if h.wal is not None and h.stop_time and Lsn.parse(h.wal.stop) <= end]
         commit = wal.last_commit(newest, start, end)
         windows.append(
@@ -123,7 +128,10 @@ def find_holes(
     """
     bases, histories = _bases(heads), wal.histories()
     holes = [
-        Hole(hole.timeline, hole.start, hole.stop, "lost", hole.time, hole.reason, _is_before(bases, hole.stop))
+        Hole(
+            *(hole.timeline, hole.start, hole.stop, "lost", hole.time, hole.reason),
+            is_before_base=_is_before(bases, hole.timeline, hole.stop),
+        )
         for hole in recorded
         if wal.held_through(Timeline(hole.timeline), Lsn.parse(hole.start)) < Lsn.parse(hole.stop)
     ]
@@ -135,8 +143,8 @@ def find_holes(
             if any(Lsn.parse(h.start) < following.start_lsn and start < Lsn.parse(h.stop) for h in holes):
                 continue
             kind, reason = _kind_of(start, following, heads, spooled, wal, now=now)
-            end = str(following.start_lsn)
-            holes.append(Hole(int(following.timeline), str(start), end, kind, "", reason, _is_before(bases, end)))
+            on, end = int(following.timeline), str(following.start_lsn)
+            holes.append(Hole(on, str(start), end, kind, "", reason, _is_before(bases, on, end)))
     return sorted(holes, key=lambda hole: (hole.timeline, Lsn.parse(hole.start)))
 
 
@@ -146,7 +154,7 @@ def holes_without_base(cluster: ClusterVault) -> list[WalHole]:
     return [
         hole
         for hole in read_holes(cluster.directory)
-        if not _is_before(bases, hole.stop)
+        if not _is_before(bases, hole.timeline, hole.stop)
         and held_through(cluster.archive, Timeline(hole.timeline), Lsn.parse(hole.start)) < Lsn.parse(hole.stop)
     ]
 
@@ -200,12 +208,9 @@ def _segment_size(head: RecordHead) -> int:
     return head.wal.segment_size
 
 
-def _with_newer_base(window: Window, head: RecordHead) -> Window:
-    return dataclasses.replace(window, newest_base=head.backup_id)
-
-
-def _is_before(bases: Sequence[RecordHead], stop: str) -> bool:
-    return any(Lsn.parse(base.start_lsn) >= Lsn.parse(stop) for base in bases)
+def _is_before(bases: Sequence[RecordHead], timeline: int, stop: str) -> bool:
+    """Tell whether one of *bases* was made behind *stop*; one of an abandoned timeline leads nowhere behind it."""
+    return any(base.timeline >= timeline and Lsn.parse(base.start_lsn) >= Lsn.parse(stop) for base in bases)
 
 
 def _iso(moment: dt.datetime) -> str:

@@ -101,9 +101,9 @@ class Scratch:
         """
         with write_errors(f"use the scratch directory {self.path}", again="run the drill again"):
             make_directories(self.path, None)
-            if owner is not None and not os.listdir(self.path):
-                # Only who owns the cluster beneath it gets into that.
-                self.path.chmod(0o711)
+            if owner is not None and not set(os.listdir(self.path)) - _NOBODYS:
+                # Through it, no more: only who owns the cluster beneath it gets into that.
+                self.path.chmod(self.path.stat().st_mode | 0o011)
             descriptor = self._locked()
         try:
             if self._is_marked(descriptor):
@@ -181,6 +181,7 @@ class Scratch:
         with write_errors(f"empty the scratch directory {self.path}", again="run the drill again"):
             beneath = Beneath(self.path)
             try:
+                self._check_server(state)
                 if DATA in names:
                     beneath.remove_tree(f"{DATA}/{CONTROL_FILE}")
                 self._stop_server(state)
@@ -200,18 +201,23 @@ class Scratch:
             return RestoreDirectory(self.data_directory).read()
         return None
 
-    def _stop_server(self, state: RestoreState | None) -> None:
+    def _check_server(self, state: RestoreState | None) -> bool:
+        """Tell whether the server of a drill runs here; raise RestoreRefused for another one."""
         postmaster = running_postmaster(self.data_directory) if self.data_directory.is_dir() else None
         if postmaster is None:
-            return
+            return False
         if state is None or postmaster.socket_directory not in ("", state.access):
             raise RestoreRefused(
                 f"a server runs in {self.data_directory} that no drill has started: process {postmaster.pid}",
                 hint="stop it, and run the drill again",
             )
-        Instance(self.data_directory, bin_directory=Path(state.bin_directory), log_path=state.log_path).stop(
-            StopMode.IMMEDIATE
-        )
+        return True
+
+    def _stop_server(self, state: RestoreState | None) -> None:
+        if self._check_server(state) and state is not None:
+            Instance(self.data_directory, bin_directory=Path(state.bin_directory), log_path=state.log_path).stop(
+                StopMode.IMMEDIATE
+            )
 
 
 _ELSEWHERE = "name an empty directory elsewhere, best on a disk of its own"
