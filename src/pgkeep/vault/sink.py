@@ -27,13 +27,11 @@ from blake3 import blake3
 from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.extents import ExtentPool, StreamedExtents
 from pgkeep.streams.item import (
-    Buffer,
     DetachedItem,
     Item,
     ItemRole,
     StreamedItem,
     UnchangedItem,
-    content_of,
 )
 from pgkeep.streams.record import FileEntry, RecordHead, RecordTail, VolumeEntry
 from pgkeep.streams.record_io import render_file, render_head, render_tail
@@ -47,6 +45,7 @@ from pgkeep.vault.sealed import SealedWriter
 from pgkeep.vault.unnamed_file import UnnamedFile, write_all
 from pgkeep.vault.volume import VolumeWriter, write_error
 from pgkeep.vault.wal_archive import WalArchive
+from pgkeep.vault.wal_writer import WalWriter
 
 _LINES_BYTES = 1 << 20
 
@@ -140,7 +139,6 @@ class VaultSink:
         self.directory = directory
         self.backup_id = backup_id
         self._locks = locks
-        self._archive = archive
         self._file_index = file_index
         self._compression_level = compression_level
         self._is_over = False
@@ -173,6 +171,7 @@ class VaultSink:
             refer=self._list.add_reference,
         )
         self._pool = ExtentPool(workers, work, name="vault")
+        self._wal = WalWriter(archive, workers=workers, compression_level=compression_level)
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +196,7 @@ class VaultSink:
         if header.barrier:
             self._pool.drain()
         if header.role is ItemRole.WAL:
-            self._archive_wal(item)
+            self._wal.accept(item)
         elif header.role is ItemRole.BACKUP_WAL:
             self._accept_backup_wal(item)
         elif hasattr(item, "read_extent"):
@@ -216,6 +215,8 @@ class VaultSink:
         """
         if head.backup_id != self.backup_id:
             raise VaultError(f"the record of backup {self.backup_id} names backup {head.backup_id}")
+        self._wal.drain()
+        self._wal.close()
         self._pool.drain()
         self._pool.close()
         volumes = self._finish_volumes()
@@ -250,6 +251,7 @@ class VaultSink:
         """Remove everything, unless there was a commit; may be called again."""
         if not self._is_over:
             self._is_over = True
+            self._wal.close()
             self._pool.close()
             self._give_up()
 
@@ -280,26 +282,10 @@ class VaultSink:
             )
         return entry_with_header(entry, header)
 
-    def _archive_wal(self, item: StreamedItem | DetachedItem) -> None:
-        name = item.header.path.rpartition("/")[2]
-        self._archive.put(
-            name,
-            content_of(item),
-            compression_level=self._compression_level,
-            written_ns=item.header.mtime_ns,
-        )
-
     def _accept_backup_wal(self, item: StreamedItem | DetachedItem) -> None:
         """Read *item* once, into the archive and into a volume."""
         extents = StreamedExtents(self._pool, item)
-
-        def both() -> Iterator[Buffer]:
-            for chunk in content_of(item):
-                extents.write(chunk)
-                yield chunk
-
-        name = item.header.path.rpartition("/")[2]
-        self._archive.put(name, both(), compression_level=self._compression_level, written_ns=item.header.mtime_ns)
+        self._wal.accept(item, tee=extents.write)
         extents.end()
 
     def _finish_volumes(self) -> list[VolumeEntry]:

@@ -24,7 +24,7 @@ import fcntl
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,13 @@ class WalArchive:
         self._durable_directories: set[tuple[str, ...]] = set()
 
     def put(
-        self, name: str, content: Iterable[Buffer], *, compression_level: int = 1, written_ns: int | None = None
+        self,
+        name: str,
+        content: Iterable[Buffer],
+        *,
+        compression_level: int = 1,
+        written_ns: int | None = None,
+        named_after: Callable[[], object] | None = None,
     ) -> Put:
         """
         Hold *content* under *name*; when this returns, it is durable.
@@ -97,6 +103,7 @@ class WalArchive:
             compression_level: Of zstd.
             written_ns: When the server wrote the last of it, in nanoseconds of the epoch: the time of the file in the
                 archive. What was committed later is not in it, however late it was archived. None is now.
+            named_after: Called before the file gets its name, when all of it is on disk; what it raises passes through.
 
         Raises:
             ArchiveError: The archive holds other content under *name*, or *content* is not that of such a file.
@@ -114,6 +121,9 @@ class WalArchive:
                     written_ns = min(written_ns, time.time_ns())
                     os.utime(file.fd, ns=(written_ns, written_ns))
                 os.fsync(file.fd)
+            if named_after is not None:
+                named_after()
+            with self._vault_errors(f"archive {name}"):
                 if is_partial_name(name):
                     return self._publish_partial(file, directory, name)
                 return self._publish(file, directory, name)
