@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 from blake3 import blake3
 
-from pgkeep.streams.item import EXTENT_BYTES, Buffer, DetachedItem, ItemHeader
+from pgkeep.streams.item import EXTENT_BYTES, Buffer, DetachedItem, ItemHeader, ReadsInto
 
 AHEAD_BYTES = 6 * EXTENT_BYTES
 """How much may be read and not taken."""
@@ -69,14 +69,6 @@ class Slots(Protocol):
 
     def view(self, slot: int, length: int) -> memoryview:
         """Return the memory of a slot."""
-        ...
-
-
-class ReadsInto(Protocol):
-    """A detached item that can be read into memory that is there already."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill *buffer* with the content at *offset*; called from any thread."""
         ...
 
 

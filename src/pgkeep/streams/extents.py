@@ -13,7 +13,8 @@ What runs where, for each file::
     end(state)                        once, after the last ordered part; for a file without content right after begin
 
 *buffer* is valid until ``ordered`` has returned for it; that of a streamed item that is not small begins with a page of
-memory, so that it can be written past the page cache as it is. The first error ends the pool: it is raised in the
+memory, and so does that of a detached one that can be read into memory, so that it can be written past the page cache
+as it is. The first error ends the pool: it is raised in the
 thread that submits, and nothing is started after it.
 """
 
@@ -27,7 +28,17 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
 from pgkeep.errors import FormatError
-from pgkeep.streams.item import EXTENT_BYTES, UNKNOWN_SIZE, Buffer, DetachedItem, FillingItem, ItemHeader, StreamedItem
+from pgkeep.streams.item import (
+    EXTENT_BYTES,
+    UNKNOWN_SIZE,
+    Buffer,
+    DetachedItem,
+    FillingItem,
+    ItemHeader,
+    ReadsInto,
+    StreamedItem,
+)
+from pgkeep.streams.thread_memory import ThreadMemory
 
 QUEUE_FILES = 64
 """Detached items that wait; each may hold a file descriptor."""
@@ -132,6 +143,7 @@ class ExtentPool(Generic[State, Result]):
         self._closed = False
         self._buffers_left = workers + 2
         self._free_buffers: list[mmap.mmap] = []
+        self._memory = ThreadMemory()
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{n}", daemon=True) for n in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -270,13 +282,20 @@ class ExtentPool(Generic[State, Result]):
             self._wait_begun(file)
         if file.extents:
             offset = index * EXTENT_BYTES
-            buffer = item.read_extent(offset, min(EXTENT_BYTES, file.size - offset))
+            buffer = self._read(item, offset, min(EXTENT_BYTES, file.size - offset))
             self._do(file, index, buffer, alone=file.extents == 1)
         if index >= file.extents - 1:
             self._work.end(file.state)
             with self._lock:
                 self._open.discard(item)
             item.close()
+
+    def _read(self, item: DetachedItem, offset: int, length: int) -> Buffer:
+        if not hasattr(item, "read_into"):
+            return item.read_extent(offset, length)
+        view = self._memory.view(length)
+        cast("ReadsInto", item).read_into(offset, view)
+        return view
 
     def _do_piece(self, piece: _Piece[State]) -> None:
         alone = piece.index == 0 and piece.is_last

@@ -132,6 +132,14 @@ class DetachedItem(Protocol):
         ...
 
 
+class ReadsInto(DetachedItem, Protocol):
+    """A detached item that can be read into memory that is there already."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer* with the content at *offset*: ``read_extent`` for a caller that has the memory."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class UnchangedItem:
     """A file that the sink already holds from an earlier backup: only the header passes."""

@@ -239,18 +239,24 @@ class StoredItem:
         """Where it is stored."""
         return self._at
 
-    def read_extent(self, offset: int, length: int) -> bytes:
-        """Return the extent at *offset*, checked as far as an extent can be; the last one completes the check."""
+    def read_extent(self, offset: int, length: int) -> bytearray:
+        """Return the extent at *offset*, checked as ``read_into`` does."""
+        content = bytearray(length)
+        self.read_into(offset, memoryview(content))
+        return content
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer* with the extent at *offset*, checked as far as one can be; the last one completes the check."""
         if len(self._at.frames) == 1:
-            return self._read_whole(length)
+            self._read_whole(buffer)
+            return
         index = offset // EXTENT_BYTES
         try:
-            stored, content = self._read_frame(index, length)
+            stored = self._read_frame(index, buffer)
         except BaseException:
             self._fail()
             raise
-        self._check_in_order(index, stored, content)
-        return content
+        self._check_in_order(index, stored, buffer)
 
     def close(self) -> None:
         """Nothing of its own is open."""
@@ -272,16 +278,15 @@ class StoredItem:
             hint='run "pgkeep verify" to see what else is damaged, and use a backup that does not need this file',
         )
 
-    def _read_whole(self, length: int) -> bytes:
+    def _read_whole(self, buffer: memoryview) -> None:
         at = self._at
         stored = self._pread(at.header_length + at.frames[0] + at.padding_length, at.offset)
         header, rest = stored[: at.header_length], stored[at.header_length :]
         self._check_stored(_stored_digest(rest, header))
-        content = self._decompress(rest[: at.frames[0]], length)
-        self._check_content(blake3(content).hexdigest())
-        return content
+        self._decompress(rest[: at.frames[0]], buffer)
+        self._check_content(blake3(buffer).hexdigest())
 
-    def _read_frame(self, index: int, length: int) -> tuple[memoryview, bytes]:
+    def _read_frame(self, index: int, buffer: memoryview) -> memoryview:
         at = self._at
         size = at.frames[index]
         # The padding travels with the last frame, the header with the first.
@@ -289,9 +294,10 @@ class StoredItem:
         stored = self._pread(size + (at.padding_length if is_last else 0), self._offsets[index])
         if index == 0:
             self._header_bytes = bytes(self._pread(at.header_length, at.offset))
-        return stored, self._decompress(stored[:size], length)
+        self._decompress(stored[:size], buffer)
+        return stored
 
-    def _check_in_order(self, index: int, stored: memoryview, content: bytes) -> None:
+    def _check_in_order(self, index: int, stored: memoryview, content: memoryview) -> None:
         with self._turn:
             while self._next != index and not self._failed:
                 self._turn.wait()
@@ -335,13 +341,17 @@ class StoredItem:
             raise self.damaged(f"expected {length} stored bytes at {offset}, found {len(stored)}")
         return memoryview(stored)
 
-    def _decompress(self, frame: memoryview, length: int) -> bytes:
+    def _decompress(self, frame: memoryview, buffer: memoryview) -> None:
         try:
-            # The size in the frame is looked at first: damage must not ask for memory.
+            # The size in the frame is looked at first: damage must not overrun the buffer, nor leave it half filled.
             size = zstandard.frame_content_size(frame)
-            if size != length:
-                raise self.damaged(f"a frame holds {size} bytes, expected {length}")
-            return _decompressor().decompress(frame)
+            if size != len(buffer):
+                raise self.damaged(f"a frame holds {size} bytes, expected {len(buffer)}")
+            # With all of the frame at hand and room for all of its content, zstd works without memory of its own.
+            reader = _decompressor().stream_reader(frame, read_across_frames=False)
+            filled = reader.readinto(buffer)
+            if filled != size or reader.read(1):
+                raise self.damaged(f"a frame gave {filled} bytes, expected {size}")
         except zstandard.ZstdError as error:
             raise self.damaged(f"zstd: {error}") from error
 

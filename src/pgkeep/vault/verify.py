@@ -14,6 +14,7 @@ from blake3 import blake3
 from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.extents import ExtentPool
 from pgkeep.streams.record import FileEntry, RecordHead
+from pgkeep.streams.thread_memory import ThreadMemory
 from pgkeep.vault.layout import MANIFEST_FILE, volume_name
 from pgkeep.vault.retention import needs_of
 from pgkeep.vault.stored_backup import StoredBackup
@@ -103,6 +104,7 @@ def _verify_backup(
         except BackupUnusable as error:
             report.find(Finding(backup_id, "", "", error.message))
         volumes = [VolumeCheck(volume) for volume in backup.tail.volumes]
+        memory = ThreadMemory()
         work = PageVerification(backup.head, block_size=cluster.identity.block_size, report=report)
         with ExtentPool(workers, work, name="verify") as pool:
             for entry in backup.files():
@@ -111,13 +113,19 @@ def _verify_backup(
                     volumes[entry.at.volume].add(entry)
                 if is_own or follow_references:
                     progress(backup_id, entry.size)
-                    _submit(pool, backup, entry, report)
+                    _submit(pool, backup, entry, report, memory)
         for volume in volumes:
             if problem := volume.problem():
                 report.find(Finding(backup_id, volume.entry.name, "", problem))
 
 
-def _submit(pool: ExtentPool[NotedItem, None], backup: StoredBackup, entry: FileEntry, report: VerifyReport) -> None:
+def _submit(
+    pool: ExtentPool[NotedItem, None],
+    backup: StoredBackup,
+    entry: FileEntry,
+    report: VerifyReport,
+    memory: ThreadMemory,
+) -> None:
     report.files += 1
     report.bytes += entry.size
     try:
@@ -125,7 +133,7 @@ def _submit(pool: ExtentPool[NotedItem, None], backup: StoredBackup, entry: File
         if entry.size == 0:
             item.check_without_content()
         else:
-            pool.submit_detached(NotedItem(item, report))
+            pool.submit_detached(NotedItem(item, report, memory))
     except BackupUnusable as error:
         if entry.at is None:
             report.find(Finding(backup.backup_id, MANIFEST_FILE, entry.path, error.message))

@@ -14,6 +14,7 @@ from pgkeep.pg.page import check_pages
 from pgkeep.streams.extents import HasHeader
 from pgkeep.streams.item import Buffer, ItemHeader
 from pgkeep.streams.record import DamagedPages, FileEntry, RecordHead, VolumeEntry
+from pgkeep.streams.thread_memory import ThreadMemory
 from pgkeep.vault.layout import volume_name
 from pgkeep.vault.stored_backup import StoredItem
 from pgkeep.vault.verify_report import Finding, VerifyReport
@@ -54,11 +55,12 @@ class VolumeCheck:
 
 
 class NotedItem:
-    """A stored item whose damage is noted rather than raised."""
+    """A stored item whose damage is noted rather than raised; *memory* is where its extents are read to."""
 
-    def __init__(self, item: StoredItem, report: VerifyReport) -> None:
+    def __init__(self, item: StoredItem, report: VerifyReport, memory: ThreadMemory) -> None:
         self.item = item
         self._report = report
+        self._memory = memory
         self._lock = threading.Lock()
         self._is_noted = False
 
@@ -68,9 +70,10 @@ class NotedItem:
         return self.item.header
 
     def read_extent(self, offset: int, length: int) -> Buffer:
-        """Return the extent; nothing when it is damaged."""
+        """Return the extent, valid until this thread reads the next one; nothing when it is damaged."""
         try:
-            return self.item.read_extent(offset, length)
+            view = self._memory.view(length)
+            self.item.read_into(offset, view)
         except BackupUnusable as error:
             with self._lock:
                 is_first, self._is_noted = not self._is_noted, True
@@ -78,6 +81,7 @@ class NotedItem:
                 at = self.item.at
                 self._report.find(Finding(at.backup_id, volume_name(at.volume), self.header.path, error.message))
             return b""
+        return view
 
     def close(self) -> None:
         """Close the item."""
