@@ -132,3 +132,16 @@ class CheckFailed(PgkeepError):
     """At least one named check failed."""
 
     exit_status = 12
+
+
+def error_text(error: BaseException) -> str:
+    """Return *error* as one line. Of a fault of pgkeep itself: what kind and where; its words may hold a secret."""
+    if isinstance(error, PgkeepError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    place, trace = "an unknown place", error.__traceback__
+    while trace is not None:
+        place = f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"internal error: {type(error).__name__} in {place}"

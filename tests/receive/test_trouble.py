@@ -160,13 +160,22 @@ def test_refusals(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> None:
     other = make_cluster("other", wal_segment_size_mb=1, settings=SMALL)
     where = f"{other.socket_directory}:{other.port} as postgres"
     found = other.value("SELECT system_identifier FROM pg_control_system()")
-    assert refusal(keeper, other) == (
+    foreign = (
         3,
         [
             f"error: main: PostgreSQL at {where} has system identifier {found}, the vault's cluster has {mine}",
             "hint: the connection leads to another cluster, or the cluster was initialised anew",
         ],
     )
+    assert refusal(keeper, other) == foreign
+    # Nor does a vault that takes nothing hide why it ended.
+    archive, aside = keeper.vault / "main" / "wal", keeper.vault / "main" / "wal.aside"
+    archive.rename(aside)
+    with Receiver(keeper, cluster=other) as receiver:
+        outcome = receiver.end()
+    aside.rename(archive)
+    assert (outcome.status, outcome.refusal) == foreign
+    assert any(line.endswith("; the spool keeps what is not shipped") for line in outcome.warnings), outcome.lines
     assert other.sql("SELECT slot_name FROM pg_replication_slots") == []
     identity = first.spool / "spool.json"
     identity.write_text(identity.read_text().replace(str(mine), "42"))

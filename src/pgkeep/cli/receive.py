@@ -13,7 +13,7 @@ from types import FrameType
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.output import fail, say, warn
-from pgkeep.errors import PgkeepError, UsageError
+from pgkeep.errors import PgkeepError, UsageError, error_text
 from pgkeep.jobs.receiving.readiness import notify
 from pgkeep.jobs.receiving.service import ReceiveRequest, ReceiveService
 from pgkeep.jobs.receiving.source import SourceOptions, identity_of
@@ -101,12 +101,19 @@ class _Reception:
         try:
             service.finish()
             say(f"{name}: stopped")
-        except PgkeepError as error:
-            told = type(error)(f"{name}: {error.message}", hint=error.hint)
+        except Exception as error:  # noqa: BLE001 - a fault in one service must not take the others with it
+            told = _named(name, error)
             if self._services:
                 # The others go on.
                 fail(told)
             self._errors.append(told)
+
+
+def _named(name: str, error: Exception) -> PgkeepError:
+    """Return *error* with the name of the cluster that it is about."""
+    if isinstance(error, PgkeepError):
+        return type(error)(f"{name}: {error.message}", hint=error.hint)
+    return PgkeepError(f"{name}: {error_text(error)}")
 
 
 def _tell(how: Callable[[str], None], name: str, text: str) -> None:

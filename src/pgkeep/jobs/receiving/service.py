@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgkeep.errors import PgkeepError
+from pgkeep.errors import PgkeepError, error_text
 from pgkeep.jobs.receiving.ears import Ears
 from pgkeep.jobs.receiving.receiver import Receiver
 from pgkeep.jobs.receiving.ship import Shipper
@@ -146,8 +146,11 @@ class ReceiveService:
         """
         Wait until both have ended, and ship what is left, the last segment as far as it was received.
 
+        What ended the receiving is raised; that the vault did not take the rest either is a warning then.
+
         Raises:
             PgkeepError: What ended the receiving; or the vault did not take the rest, which the spool keeps.
+            Exception: The same, where pgkeep itself is at fault.
         """
         self.stop()
         self._receiving.join(_GOODBYE_SECONDS)
@@ -164,6 +167,11 @@ class ReceiveService:
         try:
             if self._shipper is not None:
                 self._shipper.finish()
+        except Exception as error:
+            if self.failure is None:
+                raise
+            if str(error) != str(self.failure):
+                self._warn(f"{error_text(error)}; the spool keeps what is not shipped")
         finally:
             self._watchdog.finish()
             # The end of the process closes it under a thread that may yet look into it.
@@ -176,7 +184,7 @@ class ReceiveService:
         try:
             self._receiver.run()
         except BaseException as error:  # noqa: BLE001 - raised by finish
-            self.failure = error
+            self._fail(error)
         finally:
             self._ended()
 
@@ -184,8 +192,12 @@ class ReceiveService:
         try:
             shipper.run(self._stop)
         except BaseException as error:  # noqa: BLE001 - raised by finish
-            self.failure = error
+            self._fail(error)
             self._ended()
+
+    def _fail(self, error: BaseException) -> None:
+        # What comes second is as a rule a consequence of the first.
+        self.failure = self.failure or error
 
     def _wake_shipper(self) -> None:
         if self._shipper is not None:
