@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
+from typing import ClassVar
 
 from tests.lab.cluster import Cluster, wait_for
 from tests.restore.keeper import Keeper, Outcome
@@ -68,3 +70,9 @@ class Receiver(Job):
     def spooled(self) -> list[str]:
         """Return the names of the WAL files in the spool, sorted."""
         return sorted(path.name for path in self.spool.iterdir() if path.name[0] == "0")
+
+
+class HastyReceiver(Receiver):
+    """One whose watchdog is ten times as fast."""
+
+    program: ClassVar[list[str | Path]] = [sys.executable, Path(__file__).with_name("hasty.py")]

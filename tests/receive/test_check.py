@@ -12,7 +12,7 @@ from pgkeep.spool.state import STATE_FILE, ReceiverState, read_state
 from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger
 from tests.lab.smallfs import small_filesystem
-from tests.receive.receiver import SLOT, Receiver
+from tests.receive.receiver import SLOT, HastyReceiver, Receiver
 from tests.receive.test_trouble import SMALL, lose_slot, write
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
@@ -160,7 +160,7 @@ def test_a_slot_over_its_budget_is_dropped_with_a_hole(make_keeper: MakeKeeper) 
     cluster, ledger = keeper.cluster, Ledger(keeper.cluster)
     keeper.backup("full", "local")
     archive, aside = keeper.vault / "main" / "wal", keeper.vault / "main" / "wal.aside"
-    with Receiver(keeper, "--spool-max=4M", "--slot-wal-max=16M").wait_until_streaming() as receiver:
+    with HastyReceiver(keeper, "--spool-max=4M", "--slot-wal-max=16M").wait_until_streaming() as receiver:
         ledger.transfer(1)
         receiver.wait_until_flushed()
         archive.rename(aside)

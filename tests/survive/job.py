@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from tests.lab.cluster import Cluster, wait_for
 from tests.lab.server_user import server_user
@@ -25,11 +26,14 @@ class Job:
 
     Attributes:
         lines: What it has logged so far, without what stands before each line.
+        program: How pgkeep is started where no signal is sent.
     """
+
+    program: ClassVar[list[str | Path]] = [PGKEEP]
 
     def __init__(self, keeper: Keeper, verb: str, *arguments: str | Path, at: Point | None = None) -> None:
         """Start ``pgkeep VERB NAME --vault=… ARGUMENTS``; *at* says when it gets which signal."""
-        program: list[str | Path] = [PGKEEP]
+        program = self.program
         if at is not None:
             program = [sys.executable, SIGNALLED_AT, *map(str, at)]
         command = [*program, verb, keeper.name, f"--vault={keeper.vault}", *arguments]

@@ -205,6 +205,7 @@ class ReceiveService:
 
     def _record_hole(self, hole: WalHole) -> None:
         with contextlib.suppress(PgkeepError):
-            if any((held.start, held.stop) == (hole.start, hole.stop) for held in read_holes(self._directory)):
+            here = (hole.timeline, hole.start, hole.stop)
+            if any((known.timeline, known.start, known.stop) == here for known in read_holes(self._directory)):
                 return
         add_hole(self._directory, hole)

@@ -94,7 +94,7 @@ def opened_source(options: SourceOptions, cancelled: threading.Event) -> Iterato
         replication = server.replication(cancelled=cancelled, is_patient=False)
         try:
             system = replication.identify()
-            _check_cluster(server, options, system.system_identifier)
+            check_cluster(server, options, system.system_identifier)
             kept, lost_slot = _ready_slot(server, options)
             is_standby = bool(server.value("SELECT pg_is_in_recovery()"))
             # Whoever waited for these answers may be gone.
@@ -111,7 +111,8 @@ def opened_source(options: SourceOptions, cancelled: threading.Event) -> Iterato
         yield Source(replication, history, system.lsn, kept, is_standby, lost_slot)
 
 
-def _check_cluster(server: Server, options: SourceOptions, found: SystemIdentifier) -> None:
+def check_cluster(server: Server, options: SourceOptions, found: SystemIdentifier) -> None:
+    """Raise SettingsError unless *server*, whose system identifier is *found*, is one of the cluster that is meant."""
     if found != options.system_identifier:
         raise SettingsError(
             f"PostgreSQL at {server.where} has system identifier {found}, the vault's cluster has "

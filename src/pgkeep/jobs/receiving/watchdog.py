@@ -15,18 +15,18 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from pgkeep.errors import PgkeepError, ServerError
-from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.receiving.backlog import Backlog
 from pgkeep.jobs.receiving.judgement import Figures, is_in_danger, judge
 from pgkeep.jobs.receiving.receiver import Receiver
 from pgkeep.jobs.receiving.ship import Shipper
+from pgkeep.jobs.receiving.slot_budget import SlotBudget
 from pgkeep.jobs.receiving.source import SourceOptions
 from pgkeep.jobs.receiving.troubles import Troubles
 from pgkeep.jobs.recovery.windows import holes_without_base
 from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
-from pgkeep.server.slots import ReplicationSlot, drop_slot, find_slot
+from pgkeep.server.slots import ReplicationSlot, find_slot
 from pgkeep.spool.directory import Spool
 from pgkeep.spool.state import BACULA, VAULT, ReceiverState, read_state, write_state
 from pgkeep.spool.taken import read_taken
@@ -78,9 +78,10 @@ class Watchdog:
         self._slot_name = options.slot
         self._ships_to = VAULT if shipper is not None else BACULA
         self._window_seconds = window_seconds
-        self._slot_wal_max = slot_wal_max
-        self._record_hole = record_hole
         self._warn = warn
+        self._budget = SlotBudget(
+            options, max_bytes=slot_wal_max, segment_size=spool.segment_size, record_hole=record_hole, warn=warn
+        )
         self._troubles = Troubles(say=say, warn=warn)
         self._slot: ReplicationSlot | None = None
         self._server_end: Lsn | None = None
@@ -114,14 +115,14 @@ class Watchdog:
             self._ask_at = time.monotonic() + ASK_SECONDS
             self._ask()
         figures = self._figures()
-        if is_fresh and self._is_over_budget(figures):
-            self._give_up_slot(figures)
-            self._slot = None
-            figures = dataclasses.replace(figures, slot=None, holes=self._open_holes())
         self._troubles.update(judge(figures))
         # A disk without room is the receiver's to say; check sees that for itself.
         with suppress(OSError):
             write_state(self._spool.path, self._state(figures))
+        # Last: whatever becomes of it, how the receiver stands was said.
+        is_exceeded = is_fresh and self._budget.is_exceeded(figures.kept_bytes)
+        if is_exceeded and self._budget.give_up(self._receiver.received()):
+            self._slot = None
 
     def finish(self) -> None:
         """Write down how it stands in the end, when nothing runs any more."""
@@ -135,6 +136,7 @@ class Watchdog:
         with suppress(ServerError), Server.open(self._target) as server:
             self._slot = find_slot(server, self._slot_name)
             self._server_end = queries.flushed_lsn(server)
+            self._budget.note(self._slot, is_received=not self._receiver.trouble)
         self._asks_in_danger = self._asks_in_danger + 1 if is_in_danger(self._slot, self._server_end) else 0
 
     def _figures(self) -> Figures:
@@ -182,37 +184,6 @@ class Watchdog:
             self._holes = holes_without_base(cluster)
             self._holes_key = key
         return self._holes
-
-    def _is_over_budget(self, figures: Figures) -> bool:
-        slot, kept = figures.slot, figures.kept_bytes
-        if not self._slot_wal_max or slot is None or kept is None or kept <= self._slot_wal_max:
-            return False
-        return bool(figures.receiving) and not slot.is_active
-
-    def _give_up_slot(self, figures: Figures) -> None:
-        """Drop the slot, so that the server may forget the WAL, and write down what that costs."""
-        received, kept = self._receiver.received(), figures.kept_bytes
-        assert kept is not None
-        reason = (
-            f'slot "{self._slot_name}" was dropped: it kept {size_text(kept)} on the server, more than '
-            f"slot_wal_max ({size_text(self._slot_wal_max)})"
-        )
-        size = self._spool.segment_size
-        end = figures.server_end or Lsn(0)
-        if received is not None and received.lsn < end - end % size:
-            # Written before it is true: a slot that is gone without a word would be a silent hole.
-            self._record_hole(
-                WalHole(
-                    timeline=int(received.timeline),
-                    start=str(received.lsn),
-                    stop=str(Lsn(end - end % size)),
-                    time=_iso(time.time()),
-                    reason=reason,
-                )
-            )
-        with Server.open(self._target) as server:
-            drop_slot(server, self._slot_name)
-        self._warn(f"{reason}; make a new base backup as soon as receiving goes on")
 
     def _state(self, figures: Figures) -> ReceiverState:
         received, slot = self._receiver.received(), figures.slot
