@@ -38,6 +38,7 @@ FINE = Figures(
     unshipped_seconds=359.0,
     window_seconds=300.0,
     slot=SLOT,
+    unanswered="",
     idle_slot_seconds=59.0,
     asks_in_danger=1,
     holes=[],
@@ -78,6 +79,9 @@ def test_each_trouble_has_its_line() -> None:
     }
     lost = dataclasses.replace(SLOT, wal_status="lost", restart_lsn=None)
     assert troubles(slot=lost) == {"slot": 'slot "pgkeep_main" is lost: the server has given up WAL for it'}
+    assert troubles(unanswered="too many connections") == {
+        "unanswered": "the server does not say how the slot stands: too many connections"
+    }
     hole = WalHole(timeline=1, start="0/1000000", stop="0/2000000", time="2026-11-20T20:48:00+00:00", reason="gone")
     assert troubles(holes=[hole]) == {
         "hole": "NO BASE BACKUP behind the hole in the WAL from 0/1000000 to 0/2000000: make one now"

@@ -36,7 +36,8 @@ class Figures:
         unreceived_seconds: Age of the oldest WAL that was not received.
         unshipped_seconds: Age of the oldest WAL that was not shipped.
         window_seconds: How old that may be.
-        slot: As the server lists it; None when it has none, or cannot be asked.
+        slot: As the server lists it, or did when it last answered; None when it has none.
+        unanswered: Why the server says nothing of the slot, where it sends WAL nevertheless; empty when it does.
         idle_slot_seconds: For how long nobody has streamed from the slot.
         asks_in_danger: How often in a row the server was asked, and the slot was in danger; see ``is_in_danger``.
         holes: Those behind which there is no base backup.
@@ -52,6 +53,7 @@ class Figures:
     unshipped_seconds: float | None
     window_seconds: float
     slot: ReplicationSlot | None
+    unanswered: str
     idle_slot_seconds: float | None
     asks_in_danger: int
     holes: list[WalHole]
@@ -109,6 +111,8 @@ def judge(figures: Figures) -> Iterator[Trouble]:
 
 
 def _slot(figures: Figures) -> Iterator[Trouble]:
+    if figures.unanswered:
+        yield Trouble("unanswered", f"the server does not say how the slot stands: {figures.unanswered}")
     slot, kept = figures.slot, figures.kept_bytes
     if slot is None:
         return

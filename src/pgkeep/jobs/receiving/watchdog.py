@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from pgkeep.errors import PgkeepError, ServerError
+from pgkeep.errors import PgkeepError, error_text
 from pgkeep.jobs.receiving.backlog import Backlog
 from pgkeep.jobs.receiving.judgement import Figures, is_in_danger, judge
 from pgkeep.jobs.receiving.receiver import Receiver
@@ -87,6 +87,9 @@ class Watchdog:
         self._server_end: Lsn | None = None
         self._ask_at = 0.0
         self._asks_in_danger = 0
+        self._is_answered = False
+        self._asks_unanswered = 0
+        self._refusal = ""
         self._unreceived = Backlog()
         self._unshipped = Backlog()
         self._idle_since: float | None = None
@@ -102,10 +105,11 @@ class Watchdog:
             try:
                 self.look()
                 told = ""
-            except (PgkeepError, OSError) as error:
-                if str(error) != told:
-                    self._warn(f"cannot watch over it: {error}")
-                told = str(error)
+            except Exception as error:  # noqa: BLE001 - nor may a fault of its own end it unheard
+                text = error_text(error)
+                if text != told:
+                    self._warn(f"cannot watch over it: {text}")
+                told = text
             stop.wait(LOOK_SECONDS)
 
     def look(self) -> None:
@@ -120,23 +124,32 @@ class Watchdog:
         with suppress(OSError):
             write_state(self._spool.path, self._state(figures))
         # Last: whatever becomes of it, how the receiver stands was said.
-        is_exceeded = is_fresh and self._budget.is_exceeded(figures.kept_bytes)
+        is_exceeded = is_fresh and self._is_answered and self._budget.is_exceeded(figures.kept_bytes)
         if is_exceeded and self._budget.give_up(self._receiver.received()):
             self._slot = None
 
     def finish(self) -> None:
         """Write down how it stands in the end, when nothing runs any more."""
-        with suppress(PgkeepError, OSError):
-            self._slot = None
-            write_state(self._spool.path, self._state(self._figures()))
+        self._is_answered = False
+        try:
+            with suppress(OSError):
+                write_state(self._spool.path, self._state(self._figures()))
+        except Exception as error:  # noqa: BLE001 - what ended the receiving is told after it
+            self._warn(f"cannot write down how it stands: {error_text(error)}")
 
     def _ask(self) -> None:
         """Ask the server; in a session that does not stay, since one that stays would hold up a smart shutdown."""
-        self._slot = None
-        with suppress(ServerError), Server.open(self._target) as server:
-            self._slot = find_slot(server, self._slot_name)
-            self._server_end = queries.flushed_lsn(server)
-            self._budget.note(self._slot, is_received=not self._receiver.trouble)
+        try:
+            with Server.open(self._target) as server:
+                self._slot, self._server_end = find_slot(server, self._slot_name), queries.flushed_lsn(server)
+        except PgkeepError as error:
+            # What was wrong is not over because nobody says so. The receiver tells of a server that is away.
+            self._is_answered = False
+            self._asks_unanswered = 0 if self._receiver.trouble else self._asks_unanswered + 1
+            self._refusal = error.message
+            return
+        self._is_answered, self._asks_unanswered = True, 0
+        self._budget.note(self._slot, is_received=not self._receiver.trouble)
         self._asks_in_danger = self._asks_in_danger + 1 if is_in_danger(self._slot, self._server_end) else 0
 
     def _figures(self) -> Figures:
@@ -150,7 +163,7 @@ class Watchdog:
             self._unshipped.note(received, self._unshipped_at_start or now)
             self._unshipped_at_start = None
             self._unshipped.settle(shipped)
-        is_idle = slot is not None and not slot.is_active
+        is_idle = slot is not None and not slot.is_active and (self._is_answered or not self._receiver.is_streaming)
         self._idle_since = (self._idle_since or now) if is_idle else None
         return Figures(
             receiving=self._receiver.trouble,
@@ -163,6 +176,7 @@ class Watchdog:
             unshipped_seconds=_age(self._unshipped.since, now),
             window_seconds=self._window_seconds,
             slot=slot,
+            unanswered=self._refusal if self._asks_unanswered > 1 else "",
             idle_slot_seconds=_age(self._idle_since, now),
             asks_in_danger=self._asks_in_danger,
             holes=self._open_holes(),
@@ -186,7 +200,7 @@ class Watchdog:
         return self._holes
 
     def _state(self, figures: Figures) -> ReceiverState:
-        received, slot = self._receiver.received(), figures.slot
+        received, slot = self._receiver.received(), figures.slot if self._is_answered else None
         return ReceiverState(
             time=_iso(time.time()),
             window_seconds=self._window_seconds,
@@ -203,7 +217,7 @@ class Watchdog:
             spool_max_bytes=self._spool.max_bytes,
             slot_is_active=slot.is_active if slot is not None else None,
             slot_wal_status=slot.wal_status if slot is not None else "",
-            slot_kept_bytes=figures.kept_bytes,
+            slot_kept_bytes=figures.kept_bytes if slot is not None else None,
             slot_safe_bytes=slot.safe_wal_bytes if slot is not None else None,
             troubles=self._troubles.messages(),
         )
