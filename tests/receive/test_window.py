@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 
 from pgkeep.pg.lsn import Lsn
+from pgkeep.vault.lock import CLUSTER_LOCK, Lock
 from pgkeep.vault.proofs import Proof, add_proof
 from tests.lab.cluster import wait_for
 from tests.lab.ledger import Ledger
 from tests.receive.receiver import SETTINGS, Receiver
+from tests.receive.test_check import check, failed
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
 
@@ -108,12 +110,21 @@ def test_holes_are_named_with_their_reason(make_keeper: MakeKeeper) -> None:
     assert (hole["kind"], hole["start"], hole["stop"], hole["is_before_base"]) == ("delayed", start, stop, False)
     assert hole["reason"].startswith("what follows came at ")
     assert found["status"] == "ok"
+    assert "holes" not in failed(keeper)
 
     os.utime(path, (0, 0))
     found = report(keeper)
     [hole] = found["holes"]
     assert (found["status"], hole["kind"], hole["start"], hole["stop"]) == ("gap", "never received", start, stop)
     assert f"  hole: WAL {start} .. {stop} on timeline 1: never received; make a base backup now" in info(keeper)
+    text, remedy = failed(keeper)["holes"]
+    assert text == (
+        f"WAL from {start} to {stop} was never received, and there is no base backup behind it: no moment since then "
+        "can be recovered"
+    )
+    assert remedy == "pgkeep backup main --level=full"
+    with Lock(keeper.vault / "main", CLUSTER_LOCK, shared=False, verb="expire"):
+        assert check(keeper)["holes"][0] == "WARN"
 
     (receiver.spool / names[1]).touch()
     [hole] = report(keeper)["holes"]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pgkeep.errors import CheckFailed
+from pgkeep.errors import CheckFailed, VaultBusy
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.check_spool import SpoolChecks
 from pgkeep.jobs.named_tests import NamedTest, Warned
 from pgkeep.jobs.receiving.judgement import is_in_danger, kept_bytes
-from pgkeep.jobs.recovery.windows import holes_without_base
+from pgkeep.jobs.recovery.windows import find_holes
 from pgkeep.pg.standby_names import is_synchronous
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import find_slot
+from pgkeep.spool.state import spooled_names
+from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.wal_holes import read_holes
+from pgkeep.vault.wal_view import WalView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +82,18 @@ class ReceivingChecks(SpoolChecks):
         return f'"{self.slot}" is active and {keeps}'
 
     def _holes(self) -> str:
-        holes = holes_without_base(self.vault())
-        if holes:
-            hole = holes[-1]
+        cluster = self.vault()
+        try:
+            # What is being deleted meanwhile would look like a hole.
+            with cluster.lock(shared=True, verb="check"), WalView(cluster.archive) as view:
+                heads = [head for head in cluster.scan_backups() if isinstance(head, RecordHead)]
+                recorded, spooled = read_holes(cluster.directory), spooled_names(self.spool)
+                holes = find_holes(heads, view, recorded, spooled, now=dt.datetime.now(dt.UTC))
+        except VaultBusy as error:
+            raise Warned(f"not looked for holes: {error.message}", hint=error.hint) from error
+        is_open = [hole for hole in holes if hole.is_open]
+        if is_open:
+            hole = is_open[-1]
             raise CheckFailed(
                 f"WAL from {hole.start} to {hole.stop} was never received, and there is no base backup behind it: no "
                 "moment since then can be recovered",
