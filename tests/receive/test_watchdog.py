@@ -14,13 +14,16 @@ import pytest
 from pgkeep.jobs.receiving import watchdog
 from pgkeep.jobs.receiving.source import SourceOptions
 from pgkeep.jobs.receiving.watchdog import Watchdog
-from pgkeep.pg.lsn import Lsn
+from pgkeep.pg.lsn import Lsn, Timeline
+from pgkeep.pg.wal import WalSegment
 from pgkeep.server.connection import ConnectionTarget, Server
 from pgkeep.server.slots import advance_slot
 from pgkeep.spool.state import ReceiverState, read_state
+from pgkeep.vault.wal_holes import WalHole, add_hole
+from tests.archive.made_wal import wal_of
 from tests.lab.cluster import SUPERUSER, Cluster, MakeCluster
 from tests.receive.receiver import SLOT
-from tests.receive.small_spool import SEGMENT, SYSTEM, small_spool
+from tests.receive.small_spool import SEGMENT, SYSTEM, small_archive, small_spool
 from tests.receive.test_trouble import SMALL, write
 
 KEPT = f'warning: slot "{SLOT}" keeps '
@@ -29,12 +32,12 @@ KEPT = f'warning: slot "{SLOT}" keeps '
 class Scene:
     """A watchdog over a receiver that is made up; its server is asked at every look."""
 
-    def __init__(self, spool: Any, target: ConnectionTarget) -> None:
+    def __init__(self, spool: Any, target: ConnectionTarget, cluster: Any = None) -> None:
         self.lines: list[str] = []
         self.path: Path = spool.path
         self.receiver = SimpleNamespace(trouble="", is_streaming=True, server_end=None, received=lambda: None)
         self.watchdog = Watchdog(
-            None,
+            cluster,
             spool,
             self.receiver,  # type: ignore[arg-type]
             None,
@@ -67,7 +70,7 @@ def make_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     monkeypatch.setattr(watchdog, "ASK_SECONDS", 0.0)
     monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.0)
     with ExitStack() as stack:
-        yield lambda target: Scene(stack.enter_context(small_spool(tmp_path)), target)
+        yield lambda target, cluster=None: Scene(stack.enter_context(small_spool(tmp_path)), target, cluster)
 
 
 def allow_connections(cluster: Cluster, *, allowed: bool) -> None:
@@ -112,6 +115,25 @@ def test_a_server_that_is_away_is_for_the_receiver_to_tell(make_scene: Any, lab_
     scene.receiver.trouble = "connection refused"
     assert scene.look(times=3).troubles == {"receiving": "connection refused"}
     assert scene.lines == []
+
+
+def test_a_hole_that_somebody_fills_is_over(make_scene: Any, lab_directory: Path, tmp_path: Path) -> None:
+    """What another archiver brings of the WAL that was not received ends the alarm; the half of it does not."""
+    archive = small_archive(tmp_path)
+    archive.root.mkdir()
+    (tmp_path / "cluster.json").touch()
+    cluster = SimpleNamespace(directory=tmp_path, archive=archive, backup_ids=list, scan_backups=list)
+    first = WalSegment.containing(Lsn(3 * SEGMENT), timeline=Timeline(1), size=SEGMENT)
+    time = "2026-11-20T20:48:00+00:00"
+    hole = WalHole(timeline=1, start="0/300010", stop="0/500000", time=time, reason="gone")
+    add_hole(tmp_path, hole)
+    scene = make_scene(ConnectionTarget(host=str(lab_directory)), cluster)
+    missing = "NO BASE BACKUP behind the hole in the WAL from 0/300010 to 0/500000: make one now"
+    for segment in (first, first.next()):
+        assert scene.look().troubles["hole"] == missing
+        archive.put(segment.name, [wal_of(segment, system=SYSTEM)])
+    assert "hole" not in scene.look().troubles
+    assert f"is over: {missing}" in scene.lines
 
 
 def test_a_fault_of_its_own_ends_no_watch(make_scene: Any, lab_directory: Path) -> None:

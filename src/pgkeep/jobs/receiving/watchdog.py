@@ -22,7 +22,7 @@ from pgkeep.jobs.receiving.ship import Shipper
 from pgkeep.jobs.receiving.slot_budget import SlotBudget
 from pgkeep.jobs.receiving.source import SourceOptions
 from pgkeep.jobs.receiving.troubles import Troubles
-from pgkeep.jobs.recovery.windows import holes_without_base
+from pgkeep.jobs.recovery.windows import holes_without_base, is_missing
 from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
@@ -197,6 +197,9 @@ class Watchdog:
         if key != self._holes_key:
             self._holes = holes_without_base(cluster)
             self._holes_key = key
+        else:
+            # What another archiver brings changes neither.
+            self._holes = [hole for hole in self._holes if is_missing(cluster, hole)]
         return self._holes
 
     def _state(self, figures: Figures) -> ReceiverState:

@@ -154,9 +154,13 @@ def holes_without_base(cluster: ClusterVault) -> list[WalHole]:
     return [
         hole
         for hole in read_holes(cluster.directory)
-        if not _is_before(bases, hole.timeline, hole.stop)
-        and held_through(cluster.archive, Timeline(hole.timeline), Lsn.parse(hole.start)) < Lsn.parse(hole.stop)
+        if not _is_before(bases, hole.timeline, hole.stop) and is_missing(cluster, hole)
     ]
+
+
+def is_missing(cluster: ClusterVault, hole: WalHole) -> bool:
+    """Tell whether nobody has brought the WAL of *hole* since it was written down."""
+    return held_through(cluster.archive, Timeline(hole.timeline), Lsn.parse(hole.start)) < Lsn.parse(hole.stop)
 
 
 def _gaps_along(
