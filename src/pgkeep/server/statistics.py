@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,11 @@ from pgkeep.server.refusals import one_line
 _ONLY = "ONLY "
 _BATCH_TABLES = 50
 _BATCH_BYTES = 8 << 20
+_LOOK_SECONDS = 0.1
+
+# Insufficient resources, operator intervention, system error, internal error: a server that says so of a table will say
+# it again when the table is read, or is about to go.
+_GRAVE = ("53", "57", "58", "XX")
 
 
 def analyze_database(sessions: Sequence[psycopg.Connection[Any]]) -> list[str]:
@@ -26,7 +32,8 @@ def analyze_database(sessions: Sequence[psycopg.Connection[Any]]) -> list[str]:
         reason to leave all other tables without statistics.
 
     Raises:
-        psycopg.Error: A session is lost or was cancelled; all have ended their work then.
+        psycopg.Error: A session is lost or was cancelled, or the server has no room, cannot read what it has, or the
+            like; all have ended their work then.
     """
     first, *others = sessions
     batches = deque(_batches(first))
@@ -34,24 +41,41 @@ def analyze_database(sessions: Sequence[psycopg.Connection[Any]]) -> list[str]:
     errors: list[BaseException] = []
 
     def work(session: psycopg.Connection[Any]) -> None:
+        while not errors and (batch := _next(batches)):
+            refused.extend(_analyze(session, batch))
+
+    def help_out(session: psycopg.Connection[Any]) -> None:
         try:
-            while not errors and (batch := _next(batches)):
-                refused.extend(_analyze(session, batch))
+            work(session)
         except BaseException as error:  # noqa: BLE001 - carried to the caller, whatever it is
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(one,), name="analyze", daemon=True) for one in others]
-    for thread in threads:
-        thread.start()
-    # An interruption meets this thread, and ends the work of all as an error does.
-    work(first)
-    for session, thread in zip(others, threads, strict=True):
-        if errors:
-            session.cancel()
-        thread.join()
+    threads = [threading.Thread(target=help_out, args=(one,), name="analyze", daemon=True) for one in others]
+    try:
+        for thread in threads:
+            thread.start()
+        work(first)
+        for thread in threads:
+            while thread.is_alive() and not errors:
+                thread.join(_LOOK_SECONDS)
+    except BaseException as error:  # noqa: BLE001 - raised below, when nobody works any more
+        # An interruption meets this thread, and what others meet then is a consequence.
+        errors.insert(0, error)
     if errors:
+        _end(others, threads)
         raise errors[0]
     return sorted(refused)
+
+
+def _end(sessions: Sequence[psycopg.Connection[Any]], threads: Sequence[threading.Thread]) -> None:
+    """Cancel what the *sessions* do in their *threads*, and wait until it has ended."""
+    for session, thread in zip(sessions, threads, strict=True):
+        while thread.is_alive():
+            # More than once: one that comes between two statements meets nothing. One that fails is no reason to leave
+            # the others at work.
+            with contextlib.suppress(psycopg.Error):
+                session.cancel()
+            thread.join(_LOOK_SECONDS)
 
 
 def _next(batches: deque[list[str]]) -> list[str]:
@@ -63,7 +87,12 @@ def _next(batches: deque[list[str]]) -> list[str]:
 
 
 def _analyze(session: psycopg.Connection[Any], batch: Sequence[str]) -> list[str]:
-    """Analyze the tables of *batch*, one by one where not all can be; return what could not, and why."""
+    """
+    Analyze the tables of *batch*, one by one where not all can be; return what could not, and why.
+
+    Raises:
+        psycopg.Error: The session is lost or was cancelled; or the server itself is in trouble, not some foreign one.
+    """
     try:
         session.execute(f"ANALYZE {', '.join(batch)}".encode())
     except psycopg.errors.QueryCanceled:
@@ -71,10 +100,38 @@ def _analyze(session: psycopg.Connection[Any], batch: Sequence[str]) -> list[str
     except psycopg.Error as error:
         if session.closed:
             raise
-        if len(batch) == 1:
-            return [f"{batch[0].removeprefix(_ONLY)}: {one_line(str(error))}"]
-        return [line for name in batch for line in _analyze(session, [name])]
+        if len(batch) > 1:
+            return [line for name in batch for line in _analyze(session, [name])]
+        name = batch[0].removeprefix(_ONLY)
+        partitions, has_foreign = _beneath(session, name)
+        # A foreign table's error is told in the foreign server's words, and by its class.
+        if (error.sqlstate or "").startswith(_GRAVE) and not has_foreign:
+            raise
+        refused = [f"{name}: {one_line(str(error))}"]
+        if name != batch[0]:
+            # With ONLY, what is beneath it is given out by itself.
+            return refused
+        return refused + [line for partition in partitions for line in _analyze(session, [partition])]
     return []
+
+
+def _beneath(session: psycopg.Connection[Any], name: str) -> tuple[list[str], bool]:
+    """Return the partitions directly beneath *name*, and whether it, or anything beneath it, is a foreign table."""
+    rows = session.execute(
+        """
+        WITH RECURSIVE found(oid, parent) AS (
+            SELECT %s::pg_catalog.regclass::oid, 0::oid
+            UNION SELECT i.inhrelid, i.inhparent FROM pg_catalog.pg_inherits i JOIN found f ON i.inhparent = f.oid
+        )
+        SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname), c.relkind = 'f',
+               c.relispartition AND f.parent = %s::pg_catalog.regclass::oid
+        FROM found f JOIN pg_catalog.pg_class c ON c.oid = f.oid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        ORDER BY c.oid
+        """,
+        [name, name],
+    ).fetchall()
+    return [name for name, _, is_partition in rows if is_partition], any(row[1] for row in rows)
 
 
 def _batches(session: psycopg.Connection[Any]) -> Iterator[list[str]]:
