@@ -13,6 +13,7 @@ from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.item import EXTENT_BYTES, UnchangedItem
 from pgkeep.streams.record import DamagedPages, WalRange
 from pgkeep.vault.layout import is_volume_name
+from pgkeep.vault.stored_backup import StoredItem
 from pgkeep.vault.vault import ClusterVault, Vault
 from pgkeep.vault.verify import verify
 from tests.vault.made_items import DIFFERENTIAL, FULL, ROOT, detached, directory, head_of, header_of, streamed, symlink
@@ -77,6 +78,23 @@ def test_damage_in_any_extent_of_a_large_file_is_found(cluster: ClusterVault, ex
     assert report.findings_count == 1
     assert report.findings[0].path == f"{ROOT}/base/large"
     assert report.findings[0].file == volume.name
+
+
+def test_what_met_one_extent_is_told_of_the_others(cluster: ClusterVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file one part of which could not be read for want of memory is not damaged, whoever is heard first."""
+    store(cluster, [detached(f"{ROOT}/base/large", 2 * EXTENT_BYTES)])
+    with cluster.open_backup(FULL) as backup:
+        [item] = list(backup.items())
+        with monkeypatch.context() as patch:
+            patch.setattr(StoredItem, "_pread", _without_memory)
+            with pytest.raises(MemoryError):
+                item.read_extent(0, EXTENT_BYTES)
+        with pytest.raises(MemoryError, match="no room"):
+            item.read_extent(EXTENT_BYTES, EXTENT_BYTES)
+
+
+def _without_memory(*_: object) -> memoryview:
+    raise MemoryError("no room")
 
 
 def test_the_identity_of_vault_and_cluster_is_guarded(vault: Vault, cluster: ClusterVault) -> None:

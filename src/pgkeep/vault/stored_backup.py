@@ -200,7 +200,7 @@ class StoredItem:
     __slots__ = (
         "_at",
         "_content",
-        "_failed",
+        "_failure",
         "_fd",
         "_header_bytes",
         "_next",
@@ -226,7 +226,7 @@ class StoredItem:
         self._at = at
         self._fd = fd
         self._next = 0
-        self._failed = False
+        self._failure: BaseException | None = None
         self._header_bytes = b""
         if len(at.frames) > 1:
             self._turn = threading.Condition()
@@ -253,8 +253,8 @@ class StoredItem:
         index = offset // EXTENT_BYTES
         try:
             stored = self._read_frame(index, buffer)
-        except BaseException:
-            self._fail()
+        except BaseException as error:
+            self._fail(error)
             raise
         self._check_in_order(index, stored, buffer)
 
@@ -299,10 +299,11 @@ class StoredItem:
 
     def _check_in_order(self, index: int, stored: memoryview, content: memoryview) -> None:
         with self._turn:
-            while self._next != index and not self._failed:
+            while self._next != index and self._failure is None:
                 self._turn.wait()
-            if self._failed:
-                raise self.damaged("another part of it is damaged")
+            if self._failure is not None:
+                # Whoever is heard first tells the cause: want of memory, say, is no damage.
+                raise self._failure
         try:
             self._stored.update(stored)
             self._content.update(content)
@@ -310,16 +311,16 @@ class StoredItem:
                 self._stored.update(self._header_bytes)
                 self._check_stored(self._stored.digest(length=STORED_DIGEST_BYTES))
                 self._check_content(self._content.hexdigest())
-        except BaseException:
-            self._fail()
+        except BaseException as error:
+            self._fail(error)
             raise
         with self._turn:
             self._next += 1
             self._turn.notify_all()
 
-    def _fail(self) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._turn:
-            self._failed = True
+            self._failure = self._failure or error
             self._turn.notify_all()
 
     def _check_stored(self, digest: bytes) -> None:
