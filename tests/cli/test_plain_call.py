@@ -122,6 +122,23 @@ def test_a_reader_that_leaves_ends_a_command_quietly(words: list[str], vault_wit
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("words", [["main"], ["--", "main"]])
+def test_a_broken_pipe_of_another_kind_is_told(words: list[str], vault_with_main: Path) -> None:
+    """Where something else than the reader has left, a child say, that is a fault, and its place is said."""
+    code = (
+        "import sys\n"
+        "from pgkeep.cli import verify\n"
+        "from pgkeep.cli.app import program\n"
+        "def fail(*_, **__): raise BrokenPipeError(32, 'Broken pipe')\n"
+        "verify.run = fail\n"
+        "program()"
+    )
+    command = [sys.executable, "-c", code, "verify", f"--vault={vault_with_main}", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("\nBrokenPipeError: [Errno 32] Broken pipe\n")
+
+
 @pytest.fixture
 def vault_with_main(tmp_path: Path) -> Path:
     """Return the path of a vault with a cluster called main, without backups."""

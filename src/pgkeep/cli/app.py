@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import select
 import signal
 import sys
 from types import FrameType
@@ -62,7 +64,13 @@ def main() -> None:
         if call is None:
             from pgkeep.cli.commands import app
 
-            app(prog_name="pgkeep")
+            try:
+                app(prog_name="pgkeep")
+            except SystemExit as leaving:
+                # Typer takes any broken pipe for a reader that left.
+                if isinstance(leaving.__context__, BrokenPipeError):
+                    raise leaving.__context__ from None
+                raise
         else:
             call.run()
     except PgkeepError as error:
@@ -71,8 +79,20 @@ def main() -> None:
         say(f"interrupted by {signal.Signals(interrupted.number).name}")
         sys.exit(SIGNALLED_STATUS + interrupted.number)
     except BrokenPipeError:
+        if not _reader_has_left():
+            raise
         _drop_output()
         sys.exit(1)
+
+
+def _reader_has_left() -> bool:
+    """Tell whether nobody reads the output, or the messages, any more; a child or a server may have left as well."""
+    outputs = select.poll()
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                outputs.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in outputs.poll(0))
 
 
 def _drop_output() -> None:
