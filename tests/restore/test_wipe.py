@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pgkeep.errors import RestoreRefused
+from pgkeep.jobs.restoring import wipe
 from tests.lab.server_user import server_user
 from tests.lab.smallfs import mount, unmount
 from tests.restore.conftest import MakeKeeper
@@ -60,6 +65,29 @@ def test_what_is_wiped_is_what_was_looked_at(make_keeper: MakeKeeper) -> None:
     assert not (data / "global/pg_control").exists()
     before.restore("--start", "--wipe-pgdata")
     before.assert_is_before_the_accident()
+
+
+def test_a_control_file_that_cannot_be_put_back_is_named(tmp_path: Path) -> None:
+    """The refusal stays what it is; where the control file is that was hidden meanwhile, is a warning."""
+    control_file = tmp_path / "global" / "pg_control"
+    hidden = control_file.with_name("pg_control.pgkeep-wiped")
+    control_file.parent.mkdir()
+    control_file.write_bytes(b"damaged")
+    state: Any = SimpleNamespace(directory=tmp_path, wiped=[os.path.realpath(tmp_path)])
+    warnings: list[str] = []
+
+    def refuse() -> None:
+        with wipe._without_server(state, warnings.append):
+            assert not control_file.exists()
+            control_file.mkdir()
+            raise RestoreRefused("not now")
+
+    with pytest.raises(RestoreRefused, match="not now"):
+        refuse()
+    assert warnings == [
+        f"cannot rename {hidden} to {control_file}: Is a directory; without it no server starts there",
+    ]
+    assert hidden.read_bytes() == b"damaged"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system where others see it")

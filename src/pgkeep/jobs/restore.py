@@ -141,7 +141,7 @@ def _clear(run: RestoreRun, voice: Voice) -> None:
         return
     stop_old_server(run.state, say=voice.say, warn=voice.warn)
     try:
-        clear_away(run, voice.say)
+        clear_away(run, voice.say, voice.warn)
     except PgkeepError:
         if not is_begun(run.state):
             start_old_server(run.state, say=voice.say, warn=voice.warn)

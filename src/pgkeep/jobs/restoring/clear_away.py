@@ -22,7 +22,7 @@ from pgkeep.pg.data_directory import WAL_DIRECTORY
 _COPIED_BYTES = 1 << 20
 
 
-def clear_away(run: RestoreRun, say: Callable[[str], None]) -> None:
+def clear_away(run: RestoreRun, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
     """Empty the places of the restore; an earlier run that was cut short here is gone on with."""
     state = run.state
     if state.is_cleared:
@@ -39,7 +39,7 @@ def clear_away(run: RestoreRun, say: Callable[[str], None]) -> None:
             ) from error
     for aside in state.moved:
         say(f"moved {aside}")
-    wipe(run, say)
+    wipe(run, say, warn)
     run.record(is_cleared=True)
 
 

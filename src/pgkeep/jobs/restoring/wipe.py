@@ -47,7 +47,7 @@ def check_nothing_mounted(directories: Iterable[Path]) -> None:
             )
 
 
-def wipe(run: RestoreRun, say: Callable[[str], None]) -> None:
+def wipe(run: RestoreRun, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
     """
     Remove what phase 1 decided to remove; an earlier run that was cut short here is gone on with.
 
@@ -62,7 +62,7 @@ def wipe(run: RestoreRun, say: Callable[[str], None]) -> None:
     for path, identity in places.items():
         _check_is_the_same(path, identity)
     check_nothing_mounted(places)
-    with _without_server(state):
+    with _without_server(state, warn):
         run.record(is_wiping=True)
     for path, identity in places.items():
         remove_contents(path, identity=identity)
@@ -109,7 +109,7 @@ def _changed(path: Path) -> RestoreRefused:
 
 
 @contextmanager
-def _without_server(state: RestoreState) -> Iterator[None]:
+def _without_server(state: RestoreState, warn: Callable[[str], None]) -> Iterator[None]:
     """Take care that no server starts in the data directory from now on, or raise RestoreRefused when one runs."""
     control_file, hidden = state.directory / CONTROL_FILE, state.directory / _HIDDEN_CONTROL_FILE
     _check_is_ours(state)
@@ -124,7 +124,11 @@ def _without_server(state: RestoreState) -> Iterator[None]:
         yield
     except BaseException:
         if is_hidden:
-            os.rename(hidden, control_file)
+            try:
+                os.rename(hidden, control_file)
+            except OSError as error:
+                # Why nothing is wiped is what counts.
+                warn(f"cannot rename {hidden} to {control_file}: {error.strerror}; without it no server starts there")
         raise
 
 
