@@ -127,6 +127,34 @@ def test_pg_restore_is_killed(sampled: Cluster, backups: dict[str, MemoryBackup]
 
 
 @pytest.mark.usefixtures("unchanged")
+def test_what_cannot_be_taken_back_is_named(
+    sampled: Cluster, backups: dict[str, MemoryBackup], bin_dir: Path, tmp_path: Path
+) -> None:
+    """Where the half-filled database cannot be dropped, its name is a warning; why the restore failed stays."""
+    backup, kept = backups["custom"], ""
+    assert backup.head is not None
+
+    def supply(select: Select) -> Iterator[BytesItem]:
+        nonlocal kept
+        [(kept,)] = sampled.sql("SELECT datname FROM pg_database WHERE datname LIKE 'pgkeep%%'")
+        sampled.sql(f'ALTER DATABASE "{kept}" IS_TEMPLATE true')
+        for item in backup.supply(select):
+            yield BytesItem(item.header, item.content[:50])
+
+    options = DumpRestoreOptions(databases=("app",), new_database="new", bin_dir=bin_dir, tmpdir=tmp_path)
+    warnings: list[str] = []
+    with Server.open(target_of(sampled)) as server:
+        plan = plan_restore(backup.head, options, server=server, warn=pytest.fail)
+        with pytest.raises(ToolError, match="pg_restore of database"):
+            restore(plan, supply, server=server, say=lambda _: None, warn=warnings.append)
+    sampled.sql(f'ALTER DATABASE "{kept}" IS_TEMPLATE false')
+    sampled.sql(f'DROP DATABASE "{kept}"')
+    assert warnings == [
+        f'cannot drop database "{kept}": cannot drop a template database; it holds part of what was restored: drop it'
+    ]
+
+
+@pytest.mark.usefixtures("unchanged")
 def test_existing_database_is_refused(sampled: Cluster, backups: dict[str, MemoryBackup], bin_dir: Path) -> None:
     """A database that exists and holds something is not touched unless that is asked for."""
     with pytest.raises(RestoreRefused) as failure:

@@ -9,7 +9,6 @@ when they are empty. Tables that are restored by themselves go another way: see 
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -184,10 +183,13 @@ class DumpRestorer:
             self._say(f'database "{loaded.target.name}": restored')
 
     def drop(self, loaded: LoadedDatabase) -> None:
-        """Take back a database that has not got its name."""
+        """Take back a database that has not got its name; where that fails, a warning says which one is left."""
         if loaded.temporary:
-            with contextlib.suppress(ServerError):
+            try:
                 drop_database(self._server.sql, loaded.temporary)
+            except ServerError as error:
+                # Why it is taken back is what counts.
+                self._warn(f"{error.message}; it holds part of what was restored: drop it")
 
     def _take_name(self, target: DumpTarget, temporary: str) -> None:
         connection = self._server.sql
