@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -82,8 +82,9 @@ class CombinedLayDown:
             )
             self._final = self._resources.enter_context(final)
         except OSError as error:
-            self._resources.close()
-            raise PgkeepError(f"cannot make {self._staging}: {error.strerror}") from error
+            with suppress(PgkeepError):
+                self._resources.close()
+            raise PgkeepError(f"cannot make {error.filename or self._staging}: {error.strerror}") from error
         except BaseException:
             self._resources.close()
             raise
