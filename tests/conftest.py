@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ settings.load_profile("pgkeep-ci" if os.environ.get("CI") else "pgkeep")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What pytest marks a test with that was to run once for each of no values.
+_NO_MAJOR = "got empty parameter set"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --majors."""
@@ -52,11 +55,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("major", majors, ids=[f"pg{major}" for major in majors], scope="session", indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that differ by major, so that ``-m majors`` runs them alone."""
-    for item in items:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that differ by major, so that ``-m majors`` runs them alone; leave out those for other majors."""
+    others: list[pytest.Item] = []
+    for item in list(items):
         if "major" in getattr(item, "fixturenames", ()):
             item.add_marker("majors")
+            if any(mark.kwargs.get("reason", "").startswith(_NO_MAJOR) for mark in item.iter_markers("skip")):
+                others.append(item)
+                items.remove(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail what is skipped where a change is judged: what a test needs must be there."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"nothing may be skipped where CI is set: {reason}"
+    return report
 
 
 def _chosen_majors(config: pytest.Config) -> list[int]:
