@@ -130,6 +130,8 @@ def test_two_archives_as_once_made(
     described = json.loads(backup.content[tables])
     assert described.pop("is_one_archive")
     backup.content[tables] = json.dumps(described).encode()
+    assert backup.head is not None
+    backup.head.details["format"] = "parallel"
     arguments: dict[str, Any] = {"databases": ("large",), "new_database": "once", "tmpdir": tmp_path}
     try:
         restore_cluster(large, backup, bin_dir=bin_dir, **arguments)
@@ -148,7 +150,7 @@ def test_all_databases_and_globals(sampled: Cluster, bin_dir: Path, make_cluster
     assert f"{ROOT}/we%2Fird%20%22näme%22.parts/schema.dump" in backup.files
     assert backup.head is not None
     assert [database.name for database in backup.head.databases] == ["app", "postgres", "template1", WEIRD]
-    assert DumpDetails(**backup.head.details).format == "parallel"
+    assert DumpDetails(**backup.head.details).format == "parallel-2"
     new = make_cluster("new", major=sampled.major)
     restore_cluster(new, backup, bin_dir=bin_dir, include_globals=True, tmpdir=tmp_path, jobs=2)
     for dbname in ("app", WEIRD):

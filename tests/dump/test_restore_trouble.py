@@ -192,6 +192,20 @@ def test_database_taken_meanwhile(sampled: Cluster, backups: dict[str, MemoryBac
 
 
 @pytest.mark.usefixtures("unchanged")
+def test_a_format_of_another_version_is_refused(sampled: Cluster, bin_dir: Path) -> None:
+    """Dumps in a format that this version does not know are refused before anything is made."""
+    backup = dump_cluster(sampled, bin_dir=bin_dir, databases=["postgres"], include_globals=False)
+    assert backup.head is not None
+    backup.head.details["format"] = "parallel-3"
+    with pytest.raises(BackupUnusable) as failure:
+        restore_cluster(sampled, backup, bin_dir=bin_dir, new_database="new")
+    assert str(failure.value) == (
+        "backup 20261120T204800Z-F has dumps in format parallel-3, expected custom, directory, parallel, parallel-2, "
+        "plain, tar"
+    )
+
+
+@pytest.mark.usefixtures("unchanged")
 def test_contradicting_options(sampled: Cluster, backups: dict[str, MemoryBackup], bin_dir: Path) -> None:
     """What cannot be meant is refused by the plan."""
     two = dump_cluster(sampled, bin_dir=bin_dir, databases=["app", "postgres"], include_globals=False)

@@ -150,7 +150,7 @@ def plugin_objects(head: RecordHead, tail: RecordTail, *, source: str, sizes: di
     uuid = head.system_identifier
     status = "WARNING" if head.warnings or head.is_damaged else "OK"
     if head.mode.endswith("dump"):
-        is_directory = head.details.get("format") in ("directory", "parallel")
+        is_directory = head.details.get("format") in ("directory", "parallel", "parallel-2")
         return [
             PluginObject(
                 path=f"/{database.path}/" if is_directory else f"/{database.path}",

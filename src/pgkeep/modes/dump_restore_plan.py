@@ -13,7 +13,7 @@ from pgkeep.errors import BackupUnusable, RestoreRefused, UsageError
 from pgkeep.modes.dump_names import select_names
 from pgkeep.modes.dump_plan import DumpDetails
 from pgkeep.modes.dump_staging import size_text
-from pgkeep.modes.parallel_dump_plan import FORMAT
+from pgkeep.modes.parallel_dump_plan import FORMATS
 from pgkeep.modes.table_names import TableFilter, parse_filters
 from pgkeep.server.connection import Server
 from pgkeep.server.database import (
@@ -106,7 +106,7 @@ class DumpRestorePlan:
     @property
     def is_parallel(self) -> bool:
         """Whether the backup holds the parts of parallel dumps."""
-        return self.details.format == FORMAT
+        return self.details.format in FORMATS
 
     @property
     def compression(self) -> Compression:
@@ -212,9 +212,16 @@ def _check_tables(details: DumpDetails, names: list[str]) -> None:
 
 def _details(head: RecordHead) -> DumpDetails:
     try:
-        return msgspec.convert(head.details, DumpDetails)
+        details = msgspec.convert(head.details, DumpDetails)
     except msgspec.ValidationError as error:
         raise BackupUnusable(f"record of backup {head.backup_id} is not that of a dump: {error}") from error
+    known = FORMATS.union(one.value for one in DumpFormat)
+    if details.format not in known:
+        raise BackupUnusable(
+            f"backup {head.backup_id} has dumps in format {details.format}, expected {', '.join(sorted(known))}",
+            hint="restore it by the version of pgkeep that made it, or a newer one",
+        )
+    return details
 
 
 def _target(

@@ -11,8 +11,10 @@ from pgkeep.modes.dump_names import encode_name
 from pgkeep.modes.dump_plan import DumpOptions, DumpPlan
 from pgkeep.modes.parallel_dump_tables import Division, TablePlan
 
-FORMAT = "parallel"
-"""What ``DumpDetails.format`` says of such a dump."""
+FORMAT = "parallel-2"
+"""What ``DumpDetails.format`` says of such a dump; another one since the pieces of ``data/`` go on with the schema."""
+FORMATS = frozenset({"parallel", FORMAT})
+"""What this version reads."""
 SUFFIX = ".parts"
 SCHEMA_FILE = "schema.dump"
 TABLES_FILE = "tables.json"
