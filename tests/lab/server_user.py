@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.lab.memory import free_bytes
+
 # What some clusters and their backups take, of several tests at once.
 _ROOM_BYTES = 6 << 30
 
@@ -133,15 +135,8 @@ def server_directory(parent: Path | None = None) -> Iterator[Path]:
 def _memory_with_room() -> Path | None:
     """Return a directory that is in memory and has room for some clusters; None where there is none."""
     memory = Path("/dev/shm")
-    has_room = memory.is_dir() and os.access(memory, os.W_OK) and _free_bytes(memory) >= _ROOM_BYTES
+    has_room = memory.is_dir() and os.access(memory, os.W_OK) and free_bytes(memory) >= _ROOM_BYTES
     return memory if has_room else None
-
-
-def _free_bytes(memory: Path) -> int:
-    """Return how much fits in *memory*: its own bound, and the machine's, which is another matter."""
-    table = Path("/proc/meminfo").read_text()
-    available = next(line.split()[1] for line in table.splitlines() if line.startswith("MemAvailable:"))
-    return min(shutil.disk_usage(memory).free, int(available) << 10)
 
 
 def _release_shared_memory(directory: Path) -> None:
