@@ -10,12 +10,11 @@ import psycopg
 
 from pgkeep.pg.lsn import Lsn
 from tests.lab.cluster import Cluster, wait_for
-from tests.receive.receiver import SLOT
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS acknowledged (worker text, number int, PRIMARY KEY (worker, number))"
-_COMMIT = f"""
-BEGIN; INSERT INTO acknowledged VALUES ('{{worker}}', {{number}}); COMMIT;
-SELECT max(flush_lsn)::text FROM pg_stat_replication WHERE application_name = '{SLOT}'
+_COMMIT = """
+BEGIN; INSERT INTO acknowledged VALUES ('{worker}', {number}); COMMIT;
+SELECT max(flush_lsn)::text FROM pg_stat_replication WHERE application_name = '{slot}'
 """
 
 
@@ -28,8 +27,9 @@ class Commits:
         durable: Up to where the receiver had acknowledged the WAL when the last of them returned, as the server knew.
     """
 
-    def __init__(self, cluster: Cluster, name: str, *, workers: int = 4) -> None:
-        """Start the workers; *name* tells those of one round from those of another."""
+    def __init__(self, cluster: Cluster, name: str, *, slot: str, workers: int = 4) -> None:
+        """Start the workers; *name* tells those of one round from those of another, *slot* is the receiver's."""
+        self._slot = slot
         self.last = {f"{name}-{number}": 0 for number in range(workers)}
         self.durable = Lsn(0)
         self._turn = threading.Lock()
@@ -68,7 +68,7 @@ class Commits:
             while True:
                 number = self.last[worker] + 1
                 # In one message: no commit is acknowledged here without what the server knew behind it.
-                cursor = connection.execute(_COMMIT.format(worker=worker, number=number))
+                cursor = connection.execute(_COMMIT.format(worker=worker, number=number, slot=self._slot))
                 while cursor.nextset():
                     pass
                 row = cursor.fetchone()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.lab.acknowledged import SCHEMA, Commits
 from tests.lab.bacula import Director, JobResult
 from tests.lab.bacula_packages import VERSION
 from tests.lab.cluster import SUPERUSER, Cluster, free_port
@@ -22,7 +23,6 @@ from tests.lab.receiving import SETTINGS as RECEIVED
 from tests.lab.receiving import SLOT, receiving
 from tests.lab.server_user import server_directory, server_user
 from tests.lab.servers import newest_installation
-from tests.receive.acknowledged import SCHEMA, Commits
 
 LOAD_TRANSFERS = 300
 STORIES = ("pitr", "pitr_block", "parallel_dump", "cdp")
@@ -134,7 +134,7 @@ def _cdp(directory: Path, cluster: Cluster, director: Director) -> int:
         cluster.sql("SELECT pg_reload_conf()")
         _tell(f"pgkeep receive default --spool-for=bacula, a synchronous standby: {lines[-1].strip()}")
         _backup(director, "Full", name="base")
-        commits = Commits(cluster, "load")
+        commits = Commits(cluster, "load", slot=SLOT)
         commits.wait_for(LOAD_TRANSFERS)
         _backup(director, "Full", name="wal")
         commits.wait_for(LOAD_TRANSFERS)

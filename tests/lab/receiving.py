@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ SETTINGS = {"max_slot_wal_keep_size": "1GB", "wal_sender_timeout": "10s"}
 SLOT = "pgkeep_default"
 
 _PGKEEP = Path(sys.executable).with_name("pgkeep")
+_END_SECONDS = 60.0
 _FLUSHED = "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s AND flush_lsn >= %s::pg_lsn"
 
 
@@ -45,13 +46,19 @@ def receiving(cluster: Cluster, spool_dir: Path) -> Iterator[list[str]]:
         yield lines
     finally:
         process.terminate()
-        status = process.wait(60)
-        reader.join(10)
+        try:
+            status = process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It must not live on beside the tests that follow; what it was told is in the message.
+            process.kill()
+            status = process.wait()
+        reader.join(_END_SECONDS)
         process.stderr.close()
     assert status == 0, lines
 
 
-def wait_until_received(cluster: Cluster) -> None:
-    """Wait until the server knows that all of its WAL so far is durable in the spool."""
-    lsn = str(cluster.value("SELECT pg_current_wal_flush_lsn()"))
-    wait_for(lambda: bool(cluster.value(_FLUSHED, [SLOT, lsn])), f"{lsn} is received")
+def wait_until_received(cluster: Cluster, *, slot: str = SLOT, lsn: str = "", lines: Sequence[str] = ()) -> str:
+    """Wait until the server knows that all of its WAL so far, or up to *lsn*, is durable in the spool; return that."""
+    lsn = lsn or str(cluster.value("SELECT pg_current_wal_flush_lsn()"))
+    wait_for(lambda: bool(cluster.value(_FLUSHED, [slot, lsn])), "\n".join([f"{lsn} is received", *lines]))
+    return lsn

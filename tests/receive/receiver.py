@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from tests.lab.cluster import Cluster, wait_for
+from tests.lab.receiving import SETTINGS, wait_until_received
 from tests.restore.keeper import Keeper, Outcome
 from tests.survive.job import Job, Point
 
+__all__ = ["SETTINGS", "SLOT", "HastyReceiver", "Receiver"]
+
 SLOT = "pgkeep_main"
-SETTINGS = {"max_slot_wal_keep_size": "1GB", "wal_sender_timeout": "10s"}
 
 
 class Receiver(Job):
@@ -42,18 +44,7 @@ class Receiver(Job):
 
     def wait_until_flushed(self, cluster: Cluster | None = None, *, lsn: str = "") -> str:
         """Wait until the server knows that all of its WAL so far is durable here; return how far that is."""
-        cluster = cluster or self.keeper.cluster
-        lsn = lsn or str(cluster.value("SELECT pg_current_wal_flush_lsn()"))
-        wait_for(
-            lambda: bool(
-                cluster.value(
-                    "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s AND flush_lsn >= %s::pg_lsn",
-                    [SLOT, lsn],
-                )
-            ),
-            f"{lsn} is received\n" + "\n".join(self.lines),
-        )
-        return lsn
+        return wait_until_received(cluster or self.keeper.cluster, slot=SLOT, lsn=lsn, lines=self.lines)
 
     def wait_until_shipped(self, name: str) -> None:
         """Wait until the vault holds the file *name*."""

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.lab.acknowledged import SCHEMA, Commits
 from tests.lab.cluster import Cluster, wait_for
-from tests.receive.acknowledged import SCHEMA, Commits
 from tests.receive.held_wal import HeldWal
 from tests.receive.receiver import SETTINGS, SLOT, Receiver
 from tests.restore.conftest import MakeKeeper
@@ -49,7 +49,7 @@ def test_every_acknowledged_commit_comes_back(make_keeper: MakeKeeper) -> None:
             if receiver is None:
                 receiver = stack.enter_context(Receiver(keeper))
             wait_until_synchronous(cluster)
-            rounds.append(commits := Commits(cluster, f"round{number}"))
+            rounds.append(commits := Commits(cluster, f"round{number}", slot=SLOT))
             commits.wait_for(50)
             if number % 2:
                 receiver.kill()

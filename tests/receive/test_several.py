@@ -6,9 +6,9 @@ import signal
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab.cluster import MakeCluster, wait_for
+from tests.lab.cluster import MakeCluster
 from tests.lab.ledger import Ledger
-from tests.receive.receiver import SETTINGS
+from tests.lab.receiving import SETTINGS, wait_until_received
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper
 from tests.survive.job import Job
@@ -20,14 +20,6 @@ def configuration(*keepers: Keeper) -> str:
         f"[cluster:{keeper.name}]\n" + "\n".join(option.removeprefix("--") for option in keeper.server_options()) + "\n"
         for keeper in keepers
     )
-
-
-def wait_until_flushed(keeper: Keeper) -> None:
-    """Wait until the server knows that all of its WAL so far is durable."""
-    lsn = keeper.cluster.value("SELECT pg_current_wal_flush_lsn()::text")
-    flushed = "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s AND flush_lsn >= %s::pg_lsn"
-    name = f"pgkeep_{keeper.name}"
-    wait_for(lambda: keeper.cluster.value(flushed, [name, lsn]) == 1, f"{lsn} of {keeper.name} is received")
 
 
 def test_several_servers(make_keeper: MakeKeeper, make_cluster: MakeCluster, lab_directory: Path) -> None:
@@ -51,7 +43,7 @@ def test_several_servers(make_keeper: MakeKeeper, make_cluster: MakeCluster, lab
             receiver.wait_for_line(f"{keeper.name}: streaming from ")
             ledgers[keeper.name].transfer(20)
             marks[keeper.name] = ledgers[keeper.name].mark("last")
-            wait_until_flushed(keeper)
+            wait_until_received(keeper.cluster, slot=f"pgkeep_{keeper.name}")
             if keeper is second:
                 other.kill()
                 receiver.wait_for_line("warning: second: ")
