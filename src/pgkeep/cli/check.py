@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from pgkeep.cli.door import Call
 from pgkeep.cli.named_tests import report_results
@@ -11,7 +10,6 @@ from pgkeep.cli.output import say, warn
 from pgkeep.jobs.check import CheckRequest, check
 from pgkeep.jobs.connection import open_source
 from pgkeep.modes.physical_wal import WalOptions
-from pgkeep.server.slots import slot_of
 from pgkeep.settings import check_config, read_config
 
 
@@ -38,8 +36,8 @@ def run(call: Call, *, as_json: bool) -> None:
         bin_dir=call.bin_dir,
         config_problems=check_config(config),
         track_replication_state=settings.flag("track_replication_state"),
-        spool=Path(settings.require("spool_dir")) / call.cluster_name,
-        receive_slot=settings.text("slot_name") or slot_of(call.cluster_name),
+        spool=call.spool,
+        receive_slot=call.receive_slot,
         window_seconds=settings.number("cdp_window_seconds"),
     )
     report_results(check(request), as_json=as_json)

@@ -40,6 +40,18 @@ class Call:
         return self.vault().cluster(self.cluster_name)
 
     @property
+    def spool(self) -> Path:
+        """Where a receiver of the cluster has its spool on this host."""
+        return Path(self.settings.require("spool_dir")) / self.cluster_name
+
+    @property
+    def receive_slot(self) -> str:
+        """Name of the slot of a receiver of the cluster."""
+        from pgkeep.server.slots import slot_of
+
+        return self.settings.text("slot_name") or slot_of(self.cluster_name)
+
+    @property
     def bin_dir(self) -> Path | None:
         """Where PostgreSQL's programs are; None to search."""
         found = self.settings.text("bin_dir")

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 from pgkeep.cli.door import Call
@@ -17,7 +16,6 @@ from pgkeep.errors import PgkeepError, UsageError, error_text
 from pgkeep.jobs.receiving.readiness import notify
 from pgkeep.jobs.receiving.service import ReceiveRequest, ReceiveService
 from pgkeep.jobs.receiving.source import SourceOptions, identity_of
-from pgkeep.server.slots import slot_of
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 1.0
@@ -122,15 +120,14 @@ def _tell(how: Callable[[str], None], name: str, text: str) -> None:
 
 def _request(call: Call, stack: ExitStack) -> ReceiveRequest:
     settings = call.settings
-    spool_dir = Path(settings.require("spool_dir")) / call.cluster_name
     cluster = stack.enter_context(call.cluster()) if settings.get("spool_for") == "vault" else None
-    slot = settings.text("slot_name") or slot_of(call.cluster_name)
+    slot = call.receive_slot
     # One name for the slot and for synchronous_standby_names.
     target = dataclasses.replace(call.connection(), application_name=slot)
     if cluster is not None:
         identity = (cluster.archive.system_identifier, cluster.archive.segment_size)
     else:
-        identity = identity_of(spool_dir, target)
+        identity = identity_of(call.spool, target)
     return ReceiveRequest(
         cluster=cluster,
         options=SourceOptions(
@@ -140,7 +137,7 @@ def _request(call: Call, stack: ExitStack) -> ReceiveRequest:
             system_identifier=identity[0],
             segment_size=identity[1],
         ),
-        spool_dir=spool_dir,
+        spool_dir=call.spool,
         spool_bytes=settings.number("spool_max"),
         window_seconds=settings.number("cdp_window_seconds"),
         compression_level=settings.number("zstd_level"),

@@ -96,8 +96,9 @@ def held_end(spool: Spool, archive: WalArchive | None, server: TimelineHistory) 
         end = spooled_end(spool, newest)
         resume = newest.segment.end_lsn if newest.is_complete else newest.segment.start_lsn
         return Held(WalPosition(newest.segment.timeline, end), resume, "spool")
-    for timeline in reversed(server.timelines) if archive is not None else ():
-        assert archive is not None
+    if archive is None:
+        return None
+    for timeline in reversed(server.timelines):
         ends = [held.end_lsn for held in ranges(archive, timeline)]
         if ends:
             fork = server.fork_of(timeline)
