@@ -11,7 +11,7 @@ from pathlib import Path
 from pgkeep.errors import CheckFailed
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.named_tests import NamedTest, Warned
-from pgkeep.jobs.receiving.judgement import SHIPPING_SECONDS
+from pgkeep.jobs.receiving.judgement import SHIPPING_SECONDS, unshipped_text
 from pgkeep.spool.reading import SpoolView
 from pgkeep.spool.state import BACULA, ReceiverState, is_in_use, read_state
 
@@ -75,12 +75,12 @@ class SpoolChecks:
                 f"all that was received is in {state.ships_to}, up to {state.shipped_lsn or state.received_lsn or '?'}"
             )
         window = self.window_seconds if self.window_seconds is not None else state.window_seconds
-        age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(state.unshipped_since)
-        if age.total_seconds() > window + SHIPPING_SECONDS:
+        age = (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(state.unshipped_since)).total_seconds()
+        if age > window + SHIPPING_SECONDS:
             raise CheckFailed(
-                f"WAL from {state.shipped_lsn or 'the beginning'} to {state.received_lsn} has waited for "
-                f"{dt.timedelta(seconds=round(age.total_seconds()))} to get into {state.ships_to}, "
-                f"expected {window:g} s",
+                unshipped_text(
+                    state.shipped_lsn, state.received_lsn, age, ships_to=state.ships_to, window_seconds=window
+                ),
                 hint=state.troubles.get("shipping") or self._shipping_hint(state),
             )
         return f"shipped up to {state.shipped_lsn or '?'}, received up to {state.received_lsn}"

@@ -80,6 +80,14 @@ def is_in_danger(slot: ReplicationSlot | None, server_end: Lsn | None) -> bool:
     return slot.wal_status == "unreserved" or (safe is not None and safe * _SLOT_PERCENT < kept * (100 - _SLOT_PERCENT))
 
 
+def unshipped_text(shipped: str, received: str, age_seconds: float, *, ships_to: str, window_seconds: float) -> str:
+    """Return what is said of WAL behind *shipped*, empty for all, that has waited for so long."""
+    return (
+        f"WAL from {shipped or 'its beginning'} to {received} has waited for {_duration(age_seconds)} to get into "
+        f"{ships_to}, expected {window_seconds:g} s"
+    )
+
+
 def judge(figures: Figures) -> Iterator[Trouble]:
     """Yield what is wrong."""
     if figures.receiving:
@@ -97,8 +105,14 @@ def judge(figures: Figures) -> Iterator[Trouble]:
     if age is not None and age > figures.window_seconds + SHIPPING_SECONDS:
         yield Trouble(
             "unshipped",
-            f"UNSHIPPED: WAL from {figures.shipped or 'its beginning'} to {figures.received} has waited for "
-            f"{_duration(age)} to get into {figures.ships_to}, expected {figures.window_seconds:g} s",
+            "UNSHIPPED: "
+            + unshipped_text(
+                str(figures.shipped or ""),
+                str(figures.received),
+                age,
+                ships_to=figures.ships_to,
+                window_seconds=figures.window_seconds,
+            ),
         )
     yield from _slot(figures)
     if figures.holes:
