@@ -18,6 +18,7 @@ from tests.survive.peak import peak_mib
 
 pytestmark = pytest.mark.pg(">=18")
 _WORKERS = 2
+_JOBS = 2
 _CHUNK_MIB = 32
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE %' AND wait_event_type = 'Lock'"
 _TEMPORARY = "SELECT count(*) FROM pg_database WHERE datname LIKE 'pgkeep\\_restore\\_%'"
@@ -48,7 +49,7 @@ def options(keeper: Keeper) -> list[str]:
 def restore_options(keeper: Keeper) -> list[str]:
     """Return the options of a restore beside the original."""
     return [
-        *("--target-database=shop", "--new-database=copy", "--jobs=2", f"--tmpdir={keeper.directory}/tmp"),
+        *("--target-database=shop", "--new-database=copy", f"--jobs={_JOBS}", f"--tmpdir={keeper.directory}/tmp"),
         *keeper.server_options(),
         f"--bin-dir={keeper.cluster.installation.bin_dir}",
     ]
@@ -65,7 +66,7 @@ def test_plan_backup_and_restore_in_bounded_memory(keeper: Keeper) -> None:
     assert keeper.info()["backups"] == []
     # Two workers and one more, each a chunk; the vault's own buffers and the interpreter are in the rest.
     assert peak_mib(keeper, "backup", *options(keeper), "--compress=none") < (_WORKERS + 1) * _CHUNK_MIB + 100
-    keeper.must("restore", *restore_options(keeper))
+    assert peak_mib(keeper, "restore", *restore_options(keeper)) < (_JOBS + 1) * _CHUNK_MIB + 100
     assert digests(keeper.cluster, "copy") == digests(keeper.cluster, "shop")
     files = keeper.directory / "files"
     keeper.must("restore", "--restore-mode=parallel_dump", f"--output-dir={files}")
@@ -74,7 +75,7 @@ def test_plan_backup_and_restore_in_bounded_memory(keeper: Keeper) -> None:
 
 @pytest.mark.parametrize("keeper", [1], indirect=True)
 def test_rows_larger_than_a_chunk_are_held_one_at_a_time(keeper: Keeper) -> None:
-    """Four workers that meet such rows at once stay within what is promised for one of them."""
+    """Four workers that meet such rows at once, and a restore by four, stay within what is promised for one of them."""
     workers, row_mib = 4, 40
     with keeper.cluster.connect("shop") as connection:
         for number in range(workers):
@@ -86,7 +87,9 @@ def test_rows_larger_than_a_chunk_are_held_one_at_a_time(keeper: Keeper) -> None
                 " (SELECT string_agg(md5(g::text), '') AS t FROM generate_series(1, 32768) AS g) AS unlike".encode()
             )
     more = (f"--parallel-tables={workers}", "--compress=zstd")
-    assert peak_mib(keeper, "backup", *options(keeper), *more) < (workers + 1) * _CHUNK_MIB + 3 * row_mib + 100
+    limit_mib = (workers + 1) * _CHUNK_MIB + 3 * row_mib + 100
+    assert peak_mib(keeper, "backup", *options(keeper), *more) < limit_mib
+    assert peak_mib(keeper, "restore", *restore_options(keeper), f"--jobs={workers}") < limit_mib
 
 
 @pytest.mark.parametrize("keeper", [80], indirect=True)
