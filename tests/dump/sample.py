@@ -63,17 +63,22 @@ def make_sample(cluster: Cluster, dbname: str) -> None:
         connection.execute(SAMPLE.encode())
 
 
-def digests(cluster: Cluster, dbname: str) -> dict[str, str]:
-    """Return a digest of every table's rows, of every large object and of every sequence's state."""
+def digests(cluster: Cluster, dbname: str, *, without: str = "") -> dict[str, str]:
+    """
+    Return a digest of every table's rows, of every large object and of every sequence's state.
+
+    *without* is a pattern for LIKE: tables of such a name are left out.
+    """
     found: dict[str, str] = {}
     with cluster.connect(dbname) as connection:
         connection.execute("SET timezone TO 'UTC'; SET extra_float_digits TO 1")
         tables = connection.execute(
             """
-            SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE c.relkind IN ('r', 'm', 'S') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-              AND n.nspname NOT LIKE 'pg_toast%%' ORDER BY 1
-            """
+              AND n.nspname NOT LIKE 'pg_toast%%' AND c.relname NOT LIKE %s ORDER BY 1
+            """,
+            [without],
         ).fetchall()
         for (table,) in tables:
             # log_cnt of a sequence is how many values WAL holds ahead: not its state.
