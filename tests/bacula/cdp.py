@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -52,12 +53,12 @@ class CdpScene:
         """Run the cdp job."""
         return self.scene.director.run(self.job.name, level)
 
-    def restore(self, *job_ids: int) -> Path:
+    def restore(self, *job_ids: int, options: Mapping[str, str] | None = None) -> Path:
         """Restore the jobs with these numbers, or all that succeeded, beneath a directory; return that."""
         director = self.scene.director
         found = job_ids or [row[0] for row in director.catalog(_SUCCEEDED)]
         where = self.scene.directory / f"out{director.last_job_id()}"
-        director.restore(self.base, where, select=f"jobid={','.join(map(str, found))}").must()
+        director.restore(self.base, where, select=f"jobid={','.join(map(str, found))}", options=options).must()
         return where
 
     def shipped(self) -> tuple[str, str]:

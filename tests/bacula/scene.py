@@ -134,6 +134,13 @@ class Scene:
         restored.guard()
         return restored
 
+    def running(self, where: Path) -> Restored:
+        """Return the server that a restore has started beneath *where*."""
+        restored = Restored(self.cluster.installation, self.pgdata(where), 0, Outcome(0, "", []))
+        self.restored.append(restored)
+        restored.guard()
+        return restored
+
     def assert_restored(self, where: Path, mark: Mark) -> Restored:
         """Start what was restored beneath *where*, and assert that every row is the one that was there at *mark*."""
         restored = self.start(self.pgdata(where))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from blake3 import blake3
 
@@ -32,8 +33,6 @@ MARK_FILE = "wal-of-a-restore"
 _COMPRESSION_LEVEL = -7
 """Of zstd: this WAL is read once, soon."""
 
-_SECOND_NS = 1_000_000_000
-
 
 class PrivateWal:
     """
@@ -44,9 +43,19 @@ class PrivateWal:
         base: The backup that the WAL belongs to.
         segment_size: Bytes.
         owner: Who runs the restored server; None for whoever runs pgkeep.
+        proved_ns: By the name of a WAL file, a time before which every commit is in that or before it, in nanoseconds
+            of the epoch, where that is known better than by the time with which the file comes.
     """
 
-    def __init__(self, directory: Path, base: RecordHead, *, segment_size: int, owner: Owner | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        base: RecordHead,
+        *,
+        segment_size: int,
+        owner: Owner | None,
+        proved_ns: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.directory = directory
         self.cluster = CLUSTER
         self.segments = 0
@@ -55,6 +64,7 @@ class PrivateWal:
         self._base = base
         self._segment_size = segment_size
         self._owner = owner
+        self._proved_ns = proved_ns
 
     @property
     def vault_path(self) -> Path:
@@ -72,7 +82,9 @@ class PrivateWal:
 
     def owned_by(self, owner: Owner | None) -> PrivateWal:
         """Return the same for *owner*."""
-        return PrivateWal(self.directory, self._base, segment_size=self._segment_size, owner=owner)
+        return PrivateWal(
+            self.directory, self._base, segment_size=self._segment_size, owner=owner, proved_ns=self._proved_ns
+        )
 
     def check(self) -> None:
         """Raise RestoreRefused when something else stands in its place."""
@@ -138,8 +150,8 @@ class PrivateWal:
                 total += len(chunk)
                 yield chunk
 
-        # Whole seconds are what a stream may know: rounded up, nothing in the file is later.
-        written_ns = item.header.mtime_ns + _SECOND_NS
+        # A target behind the last commit counts as reached by this time, so it is never later than what is known.
+        written_ns = self._proved_ns.get(name, item.header.mtime_ns)
         try:
             self.archive.put(name, content(), compression_level=_COMPRESSION_LEVEL, written_ns=written_ns)
         except ArchiveError as error:

@@ -87,7 +87,8 @@ class WalBeside:
             )
         for name in sorted(names, key=lambda name: (not name.endswith(".partial"), name)):
             path = self.directory / name
-            header = ItemHeader(path=f"wal/{name}", size=path.stat().st_size)
+            # Its own time says when it was received, which proves nothing; the jobs' records do.
+            header = ItemHeader(path=f"wal/{name}", size=path.stat().st_size, mtime_ns=0)
             wal.take(_Kept(header, path))
         return len(names)
 

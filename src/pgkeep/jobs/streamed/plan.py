@@ -33,6 +33,7 @@ from pgkeep.jobs.restoring.settings import recovery_target, restore_options, tab
 from pgkeep.jobs.restoring.state import RestoreState
 from pgkeep.jobs.restoring.unfinished import asked_for, unfinished_restore
 from pgkeep.jobs.streamed.old_wal import promise_kept_wal, promise_old_wal
+from pgkeep.jobs.streamed.proved_times import proved_times
 from pgkeep.jobs.streamed.selection import WHOLE_JOB_HINT, PartialSelection, Selection, check_selection
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.lsn import Lsn
@@ -135,7 +136,7 @@ def prepare_stream(
     # It may have been named by a link then.
     known = unfinished.private_wal if unfinished is not None else ""
     wal_directory = Path(settings.text("wal_restore_dir") or known or f"{data_directory}{SUFFIX}")
-    private = PrivateWal(wal_directory, base, segment_size=size, owner=None)
+    private = PrivateWal(wal_directory, base, segment_size=size, owner=None, proved_ns=proved_times(by_age))
     private.check()
     _check_apart(wal_directory, [data_directory, *tablespaces.values()])
     old = None
