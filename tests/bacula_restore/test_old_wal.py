@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
-from tests.bacula_restore.bridge import Answer
+from tests.bacula_restore.bridge import Answer, RestoreBridge, Restoring
 from tests.bacula_restore.conftest import Daemon, MakeDaemon
 from tests.lab.ledger import Ledger, Mark
 from tests.restore.unfinished import call
@@ -91,4 +92,35 @@ def test_wal_of_another_past_is_not_taken(make_daemon: MakeDaemon) -> None:
     assert f"the old pg_wal does not continue the WAL of the backups: it has another {held}" in answer.error
     assert call("rollback", daemon.cluster.data_directory).status == 0
     segment.write_bytes(whole)
+    assert_is_at(daemon, restore_in_place(daemon, mark), mark)
+
+
+class Meanwhile(RestoreBridge):
+    """A daemon in whose restore something happens between the plan and the first file."""
+
+    happens: Callable[[], object]
+
+    def announce(self, restoring: Restoring) -> None:
+        super().announce(restoring)
+        self.happens()
+
+
+@NEWEST
+def test_a_segment_that_goes_between_plan_and_restore(make_daemon: MakeDaemon) -> None:
+    """A server that still runs may recycle what the plan counts on: that is refused, and nothing is touched."""
+    daemon, mark = crashed_after_an_accident(make_daemon)
+    wal = daemon.cluster.data_directory / "pg_wal"
+    gone = max(wal.glob("0" * 7 + "1*"))
+    options = f'overwrite_existing="yes"\ntarget_lsn="{mark.lsn}"\n'
+    bridge = Meanwhile(environment=daemon.environment())
+    bridge.happens = lambda: gone.rename(daemon.directory / gone.name)
+    with bridge:
+        answer = bridge.restore(daemon.restoring(), daemon.words, options=options)
+    assert answer.error == (
+        f"{gone} was there when the restore was planned, and cannot be read now: No such file or directory\n"
+        "stop the server, then restore again: nothing was touched\n"
+    )
+    assert answer.answers == {}
+    assert sorted(path.name for path in daemon.directory.glob("data*")) == ["data", "data.log"]
+    (daemon.directory / gone.name).rename(gone)
     assert_is_at(daemon, restore_in_place(daemon, mark), mark)

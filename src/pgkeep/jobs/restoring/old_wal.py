@@ -66,21 +66,18 @@ class OldSegment:
         path: Where it is.
         segment: Which it is.
         end: Behind its last whole record, or of the whole segment.
+        written_ns: When the server wrote the last of it, in nanoseconds of the epoch.
     """
 
     path: Path
     segment: WalSegment
     end: Lsn
+    written_ns: int
 
     @property
     def name(self) -> str:
         """What an archive calls it."""
         return self.segment.name if self.end == self.segment.end_lsn else self.segment.name + PARTIAL_SUFFIX
-
-    @property
-    def written_ns(self) -> int:
-        """When the server wrote the last of it, in nanoseconds of the epoch."""
-        return self.path.stat().st_mtime_ns
 
     def content(self) -> Iterator[bytes]:
         """Yield it, with zeros behind its end."""
@@ -201,15 +198,17 @@ def _read(path: Path, size: int) -> OldSegment | None:
     """Return the segment at *path* as far as it can be read; None when that is nothing."""
     segment = WalSegment.parse(path.name, size=size)
     try:
+        # In this order: what a server that still runs writes meanwhile may be missing.
+        written_ns = path.stat().st_mtime_ns
         found = index_segment(segment, segment_pieces(path), checks_all=True)
     except (FormatError, OSError):
         # The server keeps files of its past for its future: they begin with other WAL.
         return None
     if found.ending in _WHOLE:
-        return OldSegment(path, segment, segment.end_lsn)
+        return OldSegment(path, segment, segment.end_lsn, written_ns)
     if found.last is None or found.end <= segment.start_lsn:
         return None
-    return OldSegment(path, segment, Lsn(found.end))
+    return OldSegment(path, segment, Lsn(found.end), written_ns)
 
 
 def _is_cluster_of(held: HeldWal, data_directory: Path) -> bool:
@@ -233,9 +232,16 @@ def _unarchived(directory: Path, held: HeldWal, timeline: Timeline) -> tuple[lis
     absent = [name for name in names if name > newest]
     if not absent or not _continues(directory, held, timeline, newest, absent[0]):
         return [], None
-    segment = WalSegment.parse(newest, size=held.segment_size) if newest else None
-    known = OldSegment(directory / newest, segment, segment.end_lsn) if segment is not None else None
-    return [directory / name for name in absent], known
+    return [directory / name for name in absent], _whole(directory / newest, held.segment_size) if newest else None
+
+
+def _whole(path: Path, size: int) -> OldSegment | None:
+    """Return the segment at *path*, which is known to be whole; None when it was recycled meanwhile."""
+    segment = WalSegment.parse(path.name, size=size)
+    try:
+        return OldSegment(path, segment, segment.end_lsn, path.stat().st_mtime_ns)
+    except OSError:
+        return None
 
 
 def _continues(directory: Path, held: HeldWal, timeline: Timeline, newest: str, first_absent: str) -> bool:

@@ -125,14 +125,23 @@ class PrivateWal:
         Hold what the old ``pg_wal`` has, which is moved or removed next; nothing of the restore was done before.
 
         The newest segment that comes as well is held before it comes: it must be the same.
+
+        Raises:
+            RestoreRefused: A segment is not there any more.
         """
         for found in (*([old.newest_held] if old.newest_held is not None else []), *old.segments):
-            self.archive.put(
-                found.name,
-                found.content(),
-                compression_level=_COMPRESSION_LEVEL,
-                written_ns=found.written_ns,
-            )
+            try:
+                self.archive.put(
+                    found.name,
+                    found.content(),
+                    compression_level=_COMPRESSION_LEVEL,
+                    written_ns=found.written_ns,
+                )
+            except OSError as error:
+                raise RestoreRefused(
+                    f"{found.path} was there when the restore was planned, and cannot be read now: {error.strerror}",
+                    hint="stop the server, then restore again: nothing was touched",
+                ) from error
         self._checked_by = old.newest_held.name if old.newest_held is not None else ""
         self.has_old_wal = True
 
