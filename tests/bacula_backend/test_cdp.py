@@ -11,7 +11,7 @@ from tests.bacula_backend.bridge import Job
 from tests.bacula_backend.conftest import Client
 from tests.bacula_backend.test_chain import record_of
 from tests.lab.cluster import Cluster, MakeCluster
-from tests.lab.receiving import SETTINGS, receiving, wait_until_received
+from tests.lab.receiving import SETTINGS, SLOT, receiving, wait_until_received
 from tests.lab.server_user import server_user
 
 _MESSAGE = "SELECT pg_logical_emit_message(true, '', 'x')"
@@ -126,3 +126,18 @@ def test_a_promotion_between_two_jobs(chain: Chain) -> None:
     assert names(incremental)[0] == "00000002.history"
     assert {name[:8] for name in names(incremental)} == {"00000001", "00000002"}
     assert record_of(incremental)["head"]["timeline"] == 2
+
+
+def test_a_slot_that_keeps_nothing_is_refused(chain: Chain) -> None:
+    """WAL that no slot keeps between jobs would be missed when it is gone: nobody waits for that."""
+    line = replace(chain.wal, words=f"mode=cdp spool_dir={chain.spool}")
+    chain.base.run()
+    chain.cluster.sql("SELECT pg_create_physical_replication_slot(%s)", [SLOT])
+    refused = line.run()
+    [error] = refused.said("error")
+    assert error == (
+        f'slot "{SLOT}" keeps no WAL: it was made without reserving any\n'
+        f"drop it (SELECT pg_drop_replication_slot('{SLOT}')): the next backup makes one that does"
+    )
+    chain.cluster.sql("SELECT pg_drop_replication_slot(%s)", [SLOT])
+    assert names(line.run())

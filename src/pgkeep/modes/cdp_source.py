@@ -13,11 +13,12 @@ from pgkeep import __version__
 from pgkeep.errors import ArchiveError, ServerError
 from pgkeep.modes.cdp import CdpPlan
 from pgkeep.modes.contract import BackupRequest
+from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server.connection import Server
-from pgkeep.server.slots import advance_slot, create_physical_slot, find_slot
+from pgkeep.server.slots import advance_slot
 from pgkeep.server.wal_supply import NotThere
 from pgkeep.spool.reading import HeldSegment
 from pgkeep.spool.segment_file import PARTIAL_SUFFIX
@@ -150,14 +151,15 @@ class CdpSource:
 
     def _ready_slot(self, server: Server) -> None:
         """Make the slot that keeps WAL from this job to the next, or let it forget what is held."""
-        wal, held = self._plan.wal, self._plan.held
-        slot = find_slot(server, wal.slot)
+        plan, wal = self._plan, self._plan.wal
+        slot = make_lasting_slot(server, wal.slot, allow_unbounded=plan.request.options.allow_unbounded_slot)
         if slot is None:
-            create_physical_slot(server, wal.slot)
-            self._plan.request.say(f'slot "{wal.slot}" was made: it keeps the WAL between jobs at the server')
-        elif held is not None and held.timeline == wal.history.timeline and (slot.restart_lsn or held.lsn) < held.lsn:
+            plan.request.say(f'slot "{wal.slot}" was made: it keeps the WAL between jobs at the server')
+        elif plan.held is not None and plan.held.timeline == wal.history.timeline:
+            needless = plan.held.lsn
             try:
-                advance_slot(server, wal.slot, held.lsn)
+                if (slot.restart_lsn or needless) < needless:
+                    advance_slot(server, wal.slot, needless)
             except ServerError as error:
                 self._warn(f'slot "{wal.slot}" was not advanced, it keeps WAL at the server: {error}')
 

@@ -14,20 +14,14 @@ from pathlib import Path
 
 from pgkeep.errors import ArchiveError, ServerError, SettingsError
 from pgkeep.modes.contract import Say
+from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.modes.physical_base import ServerFacts
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
-from pgkeep.server.slots import (
-    TemporarySlot,
-    advance_slot,
-    check_slot,
-    check_slot_is_bounded,
-    create_physical_slot,
-    find_slot,
-)
+from pgkeep.server.slots import TemporarySlot, advance_slot, check_slot
 from pgkeep.server.wal_supply import ArchiveDirectory, FirstOf, LocalWal, NotThere, StreamedWal, WalContent, WalSupply
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import WalRange
@@ -100,7 +94,7 @@ class CarriedWal:
         self._supply = choose_supply(server, facts, options, is_local=is_local)
         self._slot = None if options.slot_name else TemporarySlot(server)
         if options.slot_name:
-            _make_lasting_slot(server, options)
+            make_lasting_slot(server, options.slot_name, allow_unbounded=options.allow_unbounded_slot)
 
     def close(self) -> None:
         """Let the server forget what was kept for this job alone."""
@@ -305,19 +299,3 @@ def choose_supply(server: Server, facts: ServerFacts, options: WalOptions, *, is
             )
         )
     return supplies[0] if len(supplies) == 1 else FirstOf(supplies)
-
-
-def _make_lasting_slot(server: Server, options: WalOptions) -> None:
-    slot = find_slot(server, options.slot_name)
-    if slot is not None and not slot.is_physical:
-        raise SettingsError(f'slot "{slot.name}" is a logical one, expected a physical slot')
-    if slot is not None:
-        check_slot(server, slot.name)
-    if slot is not None and slot.restart_lsn is None:
-        raise ServerError(
-            f'slot "{slot.name}" keeps no WAL: it was made without reserving any',
-            hint=f"drop it (SELECT pg_drop_replication_slot('{slot.name}')): the next backup makes one that does",
-        )
-    check_slot_is_bounded(server, options.slot_name, allow_unbounded=options.allow_unbounded_slot)
-    if slot is None:
-        create_physical_slot(server, options.slot_name)
