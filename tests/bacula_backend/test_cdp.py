@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pgkeep.bacula.state import confirm_job
+from pgkeep.pg.lsn import Lsn
 from tests.bacula_backend.bridge import Job
 from tests.bacula_backend.conftest import Client
 from tests.bacula_backend.test_chain import record_of
@@ -141,3 +143,18 @@ def test_a_slot_that_keeps_nothing_is_refused(chain: Chain) -> None:
     )
     chain.cluster.sql("SELECT pg_drop_replication_slot(%s)", [SLOT])
     assert names(line.run())
+
+
+def test_the_slot_keeps_what_the_job_is_about_to_read(chain: Chain) -> None:
+    """A Differential begins before what a confirmed Incremental holds: until it is through, the slot does, too."""
+    line = replace(chain.wal, words=f"mode=cdp spool_dir={chain.spool}")
+    chain.base.run()
+    full = line.run()
+    chain.write()
+    incremental = line.run("I")
+    confirm_job(str(chain.base.directory / "state"), line.jobs[-1])
+    chain.write()
+    differential = line.run("D")
+    assert wal(differential)[0] == wal(full)[1] < wal(incremental)[1]
+    kept = chain.cluster.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = %s", [SLOT])
+    assert Lsn.parse(kept) <= Lsn.parse(wal(full)[1])

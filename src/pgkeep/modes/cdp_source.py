@@ -156,7 +156,8 @@ class CdpSource:
         if slot is None:
             plan.request.say(f'slot "{wal.slot}" was made: it keeps the WAL between jobs at the server')
         elif plan.held is not None and plan.held.timeline == wal.history.timeline:
-            needless = plan.held.lsn
+            # This job may begin before what others hold, and reads its WAL from the server yet.
+            needless = min(plan.held.lsn, plan.begin.lsn)
             try:
                 if (slot.restart_lsn or needless) < needless:
                     advance_slot(server, wal.slot, needless)
