@@ -158,3 +158,28 @@ def test_the_slot_keeps_what_the_job_is_about_to_read(chain: Chain) -> None:
     assert wal(differential)[0] == wal(full)[1] < wal(incremental)[1]
     kept = chain.cluster.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = %s", [SLOT])
     assert Lsn.parse(kept) <= Lsn.parse(wal(full)[1])
+
+
+def test_a_server_that_was_put_back_is_refused(chain: Chain) -> None:
+    """A copy of earlier files writes other WAL than the jobs hold: nothing is chained to that, and a Full says so."""
+    line = replace(chain.wal, words=f"mode=cdp spool_dir={chain.spool}")
+    data = chain.cluster.data_directory
+    chain.cluster.stop()
+    server_user().run(["cp", "-a", data, f"{data}.early"])
+    chain.cluster.start()
+    chain.write()
+    chain.base.run()
+    line.run()
+    chain.write()
+    incremental = line.run("I")
+    chain.cluster.stop()
+    data.rename(f"{data}.late")
+    data.with_name(f"{data.name}.early").rename(data)
+    chain.cluster.start()
+    refused = line.run("I", counts=False)
+    [error] = refused.said("error")
+    assert f", less than the {wal(incremental)[1]} that jobs before this one hold: its files were put back to " in error
+    full = line.run(counts=False)
+    assert full.said("warning")[0].endswith(": make a new one")
+    chain.base.run()
+    assert wal(line.run())[1] < wal(incremental)[1]

@@ -136,10 +136,16 @@ class CdpMode:
         else:
             begin = _on_history(wal, _end_of(base.head) if level is Level.DIFFERENTIAL else known.wal_held())
         if wal.end < begin.lsn:
-            request.warn(
+            found = (
                 f"{wal.where} has WAL up to {wal.end} on timeline {wal.history.timeline}, less than the {begin.lsn} "
-                "that jobs before this one hold: nothing is sent"
+                "that jobs before this one hold"
             )
+            if wal.was_put_back(begin.lsn):
+                raise ArchiveError(
+                    f"{found}: its files were put back to an earlier state",
+                    hint="make a base backup, and then a Full of this job",
+                )
+            request.warn(f"{found}: nothing is sent")
         return CdpPlan(
             request=request,
             level=level,
@@ -219,7 +225,8 @@ def _begin_of_full(
         request.say(f"no base backup of cluster {request.cluster} is known here: all WAL since {oldest} is sent")
         return WalPosition(wal.history.timeline_at(oldest), oldest), None
     start, stop = WalPosition(Timeline(base.timeline), Lsn.parse(base.start_lsn)), _end_of(base)
-    if base.system_identifier != str(int(wal.system_identifier)) or not wal.history.contains(stop.timeline, stop.lsn):
+    is_on_history = wal.history.contains(stop.timeline, stop.lsn) and not wal.was_put_back(stop.lsn)
+    if base.system_identifier != str(int(wal.system_identifier)) or not is_on_history:
         request.warn(
             f"the newest base backup {base.backup_id} does not lie on the history of {wal.where}: make a new one"
         )

@@ -31,10 +31,13 @@ class CdpWal:
         history: Of the timeline at its end.
         history_text: The same, as the server writes it; empty on timeline 1.
         end: Up to where there is WAL: behind a whole record.
+        flushed: Up to where there is any; not before *end*.
         where: What messages call it.
         spool: None when there is none.
         stream: None while a receiver streams, or when the server does not answer.
         slot: The lasting slot that is to be made or moved here, which is so only without a spool; empty for none.
+        is_standby: Whether the server is one: its WAL may end before what was had from another, and nobody knows when
+            its primary wrote it. False where WAL comes from the spool alone.
         kept: From where on the server surely has its WAL; None without a stream, or when that is not known.
         timeout_seconds: How long to wait for a segment of the server's.
     """
@@ -44,12 +47,22 @@ class CdpWal:
     history: TimelineHistory
     history_text: str
     end: Lsn
+    flushed: Lsn
     where: str
     spool: SpoolView | None
     stream: StreamedWal | None
     slot: str
+    is_standby: bool
     kept: Lsn | None
     timeout_seconds: float
+
+    def was_put_back(self, held: Lsn) -> bool:
+        """
+        Tell whether the server, on the timeline of *held*, once had WAL up to there and is about to write other WAL.
+
+        Never of a receiver or a standby, which may be about to catch up.
+        """
+        return self.stream is not None and not self.is_standby and self.flushed < held
 
     def segments(self, begin: WalPosition, end: Lsn) -> list[WalSegment]:
         """Return the segments with the bytes from *begin* to *end*, oldest first."""
@@ -158,10 +171,12 @@ def cdp_wal(
         history=TimelineHistory.parse(history_text, timeline=identity.timeline),
         history_text=history_text,
         end=flushed,
+        flushed=flushed,
         where=f"the server {server.where}",
         spool=spool,
         stream=stream,
         slot=slot if spool is None else "",
+        is_standby=identity.is_in_recovery,
         kept=min(kept, flushed) if kept is not None else Lsn(flushed - flushed % size),
         timeout_seconds=timeout_seconds,
     )
@@ -196,10 +211,12 @@ def _spooled(spool: SpoolView, timeout_seconds: float) -> CdpWal:
         history=history,
         history_text=content.decode("utf-8", "surrogateescape"),
         end=end,
+        flushed=end,
         where=f"the spool {spool.path}",
         spool=spool,
         stream=None,
         slot="",
+        is_standby=False,
         kept=None,
         timeout_seconds=timeout_seconds,
     )
