@@ -19,6 +19,7 @@ import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pgkeep.bacula.channel import Channel
@@ -38,12 +39,12 @@ from pgkeep.errors import (
     WireError,
 )
 from pgkeep.jobs.recovery.promised_wal import CDP_MODE
-from pgkeep.jobs.restoring.private_wal import PrivateWal
 from pgkeep.jobs.restoring.settings import audit_file, check_allowed
 from pgkeep.jobs.streamed.beside import WalBeside
 from pgkeep.jobs.streamed.files import restore_files
 from pgkeep.jobs.streamed.plan import prepare_stream
-from pgkeep.jobs.streamed.restore import ArrivingItem, restore_stream
+from pgkeep.jobs.streamed.proved_times import last_wal_file
+from pgkeep.jobs.streamed.restore import ArrivingItem, TakeBeside, restore_stream
 from pgkeep.jobs.streamed.selection import PartialSelection, Selection
 from pgkeep.settings import Rank, Resolved
 from pgkeep.settings.parameter import PHYSICAL_MODES
@@ -116,7 +117,7 @@ class _Restore:
         finally:
             if self._cdp_heads() and self._mode != CDP_MODE:
                 # Whatever became of this one: the other line need not keep WAL for it.
-                self._wal_beside().end()
+                self._wal_beside.end()
 
     def _converse(self) -> None:
         channel = self._channel
@@ -259,6 +260,7 @@ class _Restore:
                     audit=self._audit,
                     beside=self._cdp_heads(),
                     wal_beside=self._beside.wal if self._beside is not None else (),
+                    beside_directory=self._wal_beside.directory,
                 )
             except PartialSelection as found:
                 if self._where.place is None:
@@ -268,13 +270,7 @@ class _Restore:
             return self._prepare_files(f"{partial}: the files are restored as they are, not as a cluster")
         if is_dry:
             return self._plan_only(list(prepared.prepared.lines()))
-        beside = self._wal_beside() if self._cdp_heads() else None
-        expected = [name for name, _ in self._beside.wal] if self._beside is not None else None
-
-        def take_beside(wal: PrivateWal) -> None:
-            if beside is not None:
-                self._say(f"WAL of mode cdp: {beside.hand_over(expected, wal)} files")
-
+        take_beside = self._taking_beside()
         for line in prepared.prepared.lines():
             self._audit.say(line)
 
@@ -289,6 +285,20 @@ class _Restore:
             )
 
         return work
+
+    def _taking_beside(self) -> TakeBeside:
+        """Begin to wait for WAL of mode cdp, if any belongs to this restore; return what takes it over."""
+        heads, beside = self._cdp_heads(), self._wal_beside
+        if not heads:
+            return lambda _wal: None
+        beside.begin()
+        # Where nothing is announced, whole jobs come.
+        expected = (
+            [name for name, _ in self._beside.wal]
+            if self._beside is not None and self._selection is not None
+            else [name for name in map(last_wal_file, heads) if name]
+        )
+        return lambda wal: self._say(f"WAL of mode cdp: {beside.hand_over(expected, wal)} files")
 
     def _prepare_dump(self) -> Work:
         if self._where.place is not None or self._session.job.regex_where:
@@ -315,7 +325,7 @@ class _Restore:
                 f"this is WAL of mode cdp, and no base backup of {self._prefix} is among the restored jobs",
                 hint="restore the newest base backup with it: restore jobid=<base>,<cdp>,...; or give where=/directory",
             )
-        beside = self._wal_beside()
+        beside = self._wal_beside
         beside.begin()
 
         def work(items: Iterable[ArrivingItem]) -> None:
@@ -324,7 +334,9 @@ class _Restore:
 
         return work
 
+    @cached_property
     def _wal_beside(self) -> WalBeside:
+        """Where the processes of two lines meet; asked for when the root is known."""
         job = self._session.job
         restore = f"{job.job_id}.{job.name}".replace("/", "_")
         return WalBeside(Path(self._settings.require("state_dir")), restore=restore, cluster=self._prefix)

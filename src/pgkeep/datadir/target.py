@@ -288,6 +288,11 @@ def spaces(sizes: Mapping[Path, int]) -> list[Space]:
     return found
 
 
+def is_same_file_system(left: Path, right: Path) -> bool:
+    """Tell whether *left* and *right*, which may be absent, take the room of one file system."""
+    return os.stat(_existing_ancestor(left)).st_dev == os.stat(_existing_ancestor(right)).st_dev
+
+
 def _check_empty(directory: Path) -> None:
     try:
         found: Iterable[str] = sorted(set(os.listdir(directory)) - kept_names(directory))[:3]

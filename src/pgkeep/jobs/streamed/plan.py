@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from pgkeep.datadir.postmaster import read_control_file
+from pgkeep.datadir.target import is_same_file_system
 from pgkeep.errors import PgkeepError, RestoreRefused, ToolError, UsageError
 from pgkeep.jobs.recovery.block_chain import MODE as BLOCK_MODE
 from pgkeep.jobs.recovery.block_chain import chain_of, expected_bytes
@@ -38,7 +39,7 @@ from pgkeep.jobs.streamed.selection import WHOLE_JOB_HINT, PartialSelection, Sel
 from pgkeep.pg.data_directory import CONTROL_FILE
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.recovery import RecoveryTarget, TargetKind
-from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE
+from pgkeep.pg.wal import DEFAULT_SEGMENT_SIZE, is_segment_name
 from pgkeep.server.tools import Toolbox, toolbox_for_server
 from pgkeep.settings import Resolved
 from pgkeep.settings.assignment import Rank
@@ -83,6 +84,7 @@ def prepare_stream(
     audit: AuditFile,
     beside: Sequence[RecordHead] = (),
     wal_beside: Sequence[tuple[str, dt.datetime]] = (),
+    beside_directory: Path | None = None,
 ) -> PreparedStream:
     """
     Phase 1: decide everything, refuse what cannot work; nothing is touched.
@@ -96,6 +98,7 @@ def prepare_stream(
         audit: Is told what happens.
         beside: Heads of the jobs of mode cdp whose WAL comes as well, for another Plugin line.
         wal_beside: Name and time of each of its WAL files; empty when *selection* is None.
+        beside_directory: Where those wait until all has come.
 
     Raises:
         PartialSelection: Files that are needed were not selected.
@@ -148,8 +151,12 @@ def prepare_stream(
     _check_hole(recovery)
     if old is not None:
         audit.say(f"taken {old.words}")
-    names = [name for name, _ in [*selection.wal, *wal_beside]] if selection is not None else []
-    wal_bytes = size * sum(1 for name in set(names) if len(name) == 24)
+    names = {name for name, _ in [*selection.wal, *wal_beside]} if selection is not None else set()
+    segments = sum(map(is_segment_name, names)) + (len(old.segments) if old is not None else 0)
+    rooms = {wal_directory: size * segments}
+    if beside_directory is not None and not is_same_file_system(beside_directory, wal_directory):
+        # On one file system each file moves from here to there.
+        rooms[beside_directory] = size * len({name for name, _ in wal_beside})
     request = RestoreRequest(
         recovery=recovery,
         tail=tail,
@@ -168,7 +175,7 @@ def prepare_stream(
         workers=settings.number("parallel_jobs"),
         tablespace_bytes=_tablespace_bytes(base, chain),
         user=settings.text("unix_user") or "",
-        beside={wal_directory: wal_bytes + (size * len(old.segments) if old is not None else 0)},
+        beside=rooms,
         port=_port(settings),
         private_wal=wal_directory,
         asked=asked,

@@ -24,10 +24,16 @@ def proved_times(heads: Iterable[RecordHead]) -> dict[str, int]:
     """
     proved = {}
     for head in heads:
-        if head.wal is None or not head.wal.last_segment or not head.stop_time or head.from_standby:
-            continue
-        segment = WalSegment.parse(head.wal.last_segment, size=head.wal.segment_size)
-        is_partial = head.mode == CDP_MODE and Lsn.parse(head.wal.stop) < segment.end_lsn
-        moment = dt.datetime.fromisoformat(head.stop_time)
-        proved[segment.name + (PARTIAL_SUFFIX if is_partial else "")] = round(moment.timestamp() * 1e6) * 1000
+        name = last_wal_file(head)
+        if name and head.stop_time and not head.from_standby:
+            proved[name] = round(dt.datetime.fromisoformat(head.stop_time).timestamp() * 1e6) * 1000
     return proved
+
+
+def last_wal_file(head: RecordHead) -> str:
+    """Return the name of the WAL file in which the backup of *head* ends; empty when it sent none."""
+    if head.wal is None or not head.wal.last_segment:
+        return ""
+    segment = WalSegment.parse(head.wal.last_segment, size=head.wal.segment_size)
+    is_partial = head.mode == CDP_MODE and Lsn.parse(head.wal.stop) < segment.end_lsn
+    return segment.name + (PARTIAL_SUFFIX if is_partial else "")
