@@ -9,7 +9,8 @@ import pytest
 
 from pgkeep.bacula.state import confirm_job
 from pgkeep.pg.lsn import Lsn
-from tests.bacula_backend.bridge import Job
+from pgkeep.spool.taken import read_taken
+from tests.bacula_backend.bridge import Bridge, Ended, Job
 from tests.bacula_backend.conftest import Client
 from tests.bacula_backend.test_chain import record_of
 from tests.lab.cluster import Cluster, MakeCluster
@@ -158,6 +159,37 @@ def test_the_slot_keeps_what_the_job_is_about_to_read(chain: Chain) -> None:
     assert wal(differential)[0] == wal(full)[1] < wal(incremental)[1]
     kept = chain.cluster.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = %s", [SLOT])
     assert Lsn.parse(kept) <= Lsn.parse(wal(full)[1])
+
+
+class Lost(Bridge):
+    """A daemon that dies when it has everything but has not said so."""
+
+    def finish(self) -> Job:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        raise Ended("the daemon died")
+
+
+def test_the_receiver_hears_of_a_job_when_the_daemon_has_all(chain: Chain) -> None:
+    """What a job had sent that was lost then still waits for one; that nobody can be told is a warning."""
+    with receiving(chain.cluster, chain.spool.parent):
+        chain.base.run()
+        chain.received()
+        full = chain.wal.run()
+        taken = read_taken(chain.spool)
+        assert taken is not None
+        assert str(taken.lsn) == wal(full)[1]
+        chain.write()
+        chain.received()
+        lost = chain.wal.run("I", bridge=Lost, counts=False)
+        assert lost.order[-1].endswith("_manifest.json")
+        assert read_taken(chain.spool) == taken
+    chain.spool.chmod(0o500)
+    try:
+        told = chain.wal.run("I").said("warning")
+    finally:
+        chain.spool.chmod(0o700)
+    assert told == [f"the receiver will not know that this job has its WAL: {chain.spool}: Permission denied"]
 
 
 def test_a_server_that_was_put_back_is_refused(chain: Chain) -> None:

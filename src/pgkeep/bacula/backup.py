@@ -7,6 +7,7 @@ import datetime as dt
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -31,11 +32,14 @@ from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.backup import RecordingSink, backup
 from pgkeep.jobs.connection import open_source
 from pgkeep.modes import mode_named
+from pgkeep.modes.cdp import CdpOptions
 from pgkeep.modes.contract import BackupRequest, Mode, Plan
+from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import advance_slot, find_slot
 from pgkeep.settings import Resolved
+from pgkeep.spool.taken import write_taken
 from pgkeep.streams.item import Buffer
 from pgkeep.streams.record import Level, RecordHead, RecordTail
 
@@ -125,6 +129,7 @@ def run(session: Session) -> None:
             # First: a record without the manifest could not be built on.
             manifest.publish()
             record[0].publish()
+            _tell_receiver(this, head)
             this.state.prune(job.name)
             channel.end()
 
@@ -321,6 +326,21 @@ def _release_slot(job: BackupJob, server: Server) -> None:
             advance_slot(server, name, held.lsn)
     except ServerError as error:
         job.request.warn(f'slot "{name}" was not advanced, it keeps WAL at the server: {error}')
+
+
+def _tell_receiver(job: BackupJob, head: RecordHead) -> None:
+    """Write into the spool from which this job had its WAL how far that goes: what lies behind it waits for a job."""
+    options = job.request.options
+    if not isinstance(options, CdpOptions) or head.wal is None:
+        return
+    spool = Path(options.spool_dir) / job.request.cluster
+    try:
+        write_taken(spool, WalPosition(Timeline(head.wal.timeline), Lsn.parse(head.wal.stop)))
+    except FileNotFoundError:
+        # There is no receiver.
+        return
+    except OSError as error:
+        job.request.warn(f"the receiver will not know that this job has its WAL: {spool}: {error.strerror}")
 
 
 def _send_config_object(channel: Channel) -> None:

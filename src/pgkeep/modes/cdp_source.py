@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import socket
 import time
@@ -14,7 +13,7 @@ from pgkeep.errors import ArchiveError, ServerError
 from pgkeep.modes.cdp import CdpPlan
 from pgkeep.modes.contract import BackupRequest
 from pgkeep.modes.lasting_slot import make_lasting_slot
-from pgkeep.pg.lsn import Lsn, WalPosition
+from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server.connection import Server
@@ -22,7 +21,6 @@ from pgkeep.server.slots import advance_slot
 from pgkeep.server.wal_supply import NotThere
 from pgkeep.spool.reading import HeldSegment
 from pgkeep.spool.segment_file import PARTIAL_SUFFIX
-from pgkeep.spool.taken import write_taken
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import RecordHead, WalRange
 from pgkeep.vault.wal_holes import read_holes
@@ -100,9 +98,6 @@ class CdpSource:
         """Return the record's head."""
         plan, wal = self._plan, self._plan.wal
         server = self._server
-        if wal.spool is not None:
-            with contextlib.suppress(OSError):
-                write_taken(wal.spool.path, WalPosition(wal.history.timeline, plan.end))
         base = plan.base.head.backup_id if plan.base is not None else ""
         return RecordHead(
             backup_id=plan.backup_id,

@@ -1,5 +1,5 @@
 """
-Up to where jobs of Bacula's have taken WAL from a spool: ``taken.json``, which a job writes when it has sent its last.
+Up to where jobs of Bacula's have taken WAL from a spool: ``taken.json``, which a job writes when the daemon has all.
 
 It tells people that the jobs run. That a job succeeded, and that its WAL may leave the spool, is known to the next one
 only, and by other means.
@@ -28,7 +28,7 @@ class _Taken(msgspec.Struct, frozen=True):
 
 
 def write_taken(spool: Path, position: WalPosition) -> None:
-    """Write down that a job has sent what is before *position*; raise OSError where that cannot be written."""
+    """Write down that the daemon has what is before *position*; raise OSError where that cannot be written."""
     new = spool / _NEW_FILE
     # The receiver, which reads it, may be another user than Bacula's daemon.
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
