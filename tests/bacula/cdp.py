@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from pgkeep.spool.proof import read_proof
 from pgkeep.spool.state import read_state
 from tests.bacula.conftest import MakeScene
 from tests.bacula.scene import pgkeep_bacula
@@ -65,6 +66,11 @@ class CdpScene:
         """Return up to where WAL was shipped, and where to, as the receiver says it."""
         state = read_state(self.spool)
         return (state.shipped_lsn, state.ships_to) if state is not None else ("", "")
+
+    def proved_at(self) -> float:
+        """Return until when all commits have been received, in seconds of the epoch; 0 when that is not known."""
+        proof = read_proof(self.spool)
+        return proof.time_ns / 1e9 if proof is not None else 0.0
 
     def checked(self) -> dict[str, str]:
         """Return what ``pgkeep bacula check`` says of each test."""

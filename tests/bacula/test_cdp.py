@@ -38,6 +38,7 @@ def test_the_server_dies_between_two_jobs(cdp: CdpScene) -> None:
         quiet = cdp.scene.cluster.value("SELECT clock_timestamp()")
         cdp.scene.cluster.switch_wal()
         cdp.wait_until_received()
+        wait_for(lambda: cdp.proved_at() >= quiet.timestamp(), "the receiver knows that it has all before that moment")
         cdp.scene.cluster.kill()
         second = cdp.run("Incremental")
     assert warnings(first) == []

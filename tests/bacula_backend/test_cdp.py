@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pgkeep.spool.taken import read_taken
 from tests.bacula_backend.bridge import Bridge, Ended, Job
 from tests.bacula_backend.conftest import Client
 from tests.bacula_backend.test_chain import record_of
-from tests.lab.cluster import Cluster, MakeCluster
+from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.receiving import SETTINGS, SLOT, receiving, wait_until_received
 from tests.lab.server_user import server_user
 
@@ -159,6 +160,29 @@ def test_the_slot_keeps_what_the_job_is_about_to_read(chain: Chain) -> None:
     assert wal(differential)[0] == wal(full)[1] < wal(incremental)[1]
     kept = chain.cluster.value("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = %s", [SLOT])
     assert Lsn.parse(kept) <= Lsn.parse(wal(full)[1])
+
+
+def test_a_receiver_that_lags_proves_no_time(chain: Chain) -> None:
+    """What comes late into the spool says nothing of the commits that were made meanwhile and did not come."""
+    spool_dir = chain.spool.parent
+    with receiving(chain.cluster, spool_dir):
+        chain.base.run()
+        chain.write()
+        chain.received()
+        first = chain.wal.run()
+    before = chain.cluster.value("SELECT clock_timestamp()")
+    for _ in range(8):
+        last = chain.write()
+    with receiving(chain.cluster, spool_dir, "--spool-max=4M") as lines:
+        wait_for(lambda: any("the spool is full" in line for line in lines), "the receiver stops for want of room")
+        chain.cluster.kill()
+        second = chain.wal.run("I")
+    assert last not in names(second)
+    assert wal(first)[1] < wal(second)[1]
+    head = record_of(second)["head"]
+    assert record_of(first)["head"]["stop_time"] <= head["stop_time"] <= before.astimezone(UTC).isoformat()
+    newest = max(path for path in chain.spool.iterdir() if len(path.name) == 24)
+    assert newest.stat().st_mtime <= before.timestamp()
 
 
 class Lost(Bridge):

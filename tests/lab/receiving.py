@@ -22,10 +22,11 @@ _FLUSHED = "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s
 
 
 @contextmanager
-def receiving(cluster: Cluster, spool_dir: Path) -> Iterator[list[str]]:
-    """Receive the WAL of *cluster* into *spool_dir* while the block runs; give what the service says."""
+def receiving(cluster: Cluster, spool_dir: Path, *more: str) -> Iterator[list[str]]:
+    """Receive the WAL of *cluster* into *spool_dir* while the block runs, with *more* options; give what is said."""
     command = [
         *(_PGKEEP, "receive", "default", "--spool-for=bacula", f"--spool-dir={spool_dir}"),
+        *more,
         *(f"--host={cluster.socket_directory}", f"--port={cluster.port}", f"--user={SUPERUSER}"),
     ]
     lines: list[str] = []

@@ -44,9 +44,6 @@ class CdpSource:
         self._first: WalSegment | None = None
         self._last: WalSegment | None = None
         self._sent = 0
-        # When the last of the WAL that is sent was written, as far as that is sure: the end of what the server has is
-        # asked for after the job has begun.
-        self._written_ns = round(plan.request.begin.timestamp() * 1e9)
         plan.request.say(f"starting cdp backup from {plan.wal.where}, {plan.level.word}")
         self._release()
         if plan.wal.slot and server is not None:
@@ -77,10 +74,8 @@ class CdpSource:
                 # Without a stream the end is that of the spool's last segment, which was read to find it.
                 is_last = wal.stream is None and segment.end_lsn > plan.end
                 if held is not None and (held.is_complete or is_last):
-                    self._written_ns = held.written_ns
-                    yield self._item(segment, held.pieces, is_whole=held.is_complete)
+                    yield self._item(segment, held.pieces, is_whole=held.is_complete, received_ns=held.received_ns)
                 else:
-                    self._written_ns = round(plan.request.begin.timestamp() * 1e9)
                     yield self._streamed(segment, held)
             finally:
                 if held is not None:
@@ -113,7 +108,7 @@ class CdpSource:
             begin_time=_iso(plan.request.begin),
             end_time=_iso(dt.datetime.now(dt.UTC)),
             # What was committed by then is in this WAL.
-            stop_time=_iso(dt.datetime.fromtimestamp(self._written_ns / 1e9, dt.UTC)),
+            stop_time=_iso(dt.datetime.fromtimestamp(wal.proved_ns / 1e9, dt.UTC)) if wal.proved_ns else "",
             transport=plan.transport,
             host=socket.gethostname(),
             history=wal.history_text,
@@ -201,9 +196,18 @@ class CdpSource:
             )
         ]
 
-    def _item(self, segment: WalSegment, chunks: Callable[[], Iterator[Buffer]], *, is_whole: bool) -> Item:
+    def _item(
+        self,
+        segment: WalSegment,
+        chunks: Callable[[], Iterator[Buffer]],
+        *,
+        is_whole: bool,
+        received_ns: int | None = None,
+    ) -> Item:
+        # Nothing in it is later than the time of the file; until when nothing is missing, the record says.
+        written_ns = received_ns if received_ns is not None else time.time_ns()
         path = wal_path(self._plan.request, segment, is_whole=is_whole)
-        header = ItemHeader(path=path, size=segment.size, mtime_ns=self._written_ns, role=ItemRole.WAL)
+        header = ItemHeader(path=path, size=segment.size, mtime_ns=written_ns, role=ItemRole.WAL)
         return _WalItem(header, chunks)
 
     def _history_item(self, history: TimelineHistory) -> Item:

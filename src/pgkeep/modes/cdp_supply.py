@@ -15,6 +15,7 @@ from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import check_slot_is_bounded, find_slot
 from pgkeep.server.wal_supply import NotThere, StreamedWal, WalContent
+from pgkeep.spool.proof import read_proof
 from pgkeep.spool.reading import SpoolView, record_end
 from pgkeep.streams.item import Buffer
 from pgkeep.streams.record import RecordHead
@@ -32,6 +33,7 @@ class CdpWal:
         history_text: The same, as the server writes it; empty on timeline 1.
         end: Up to where there is WAL: behind a whole record.
         flushed: Up to where there is any; not before *end*.
+        proved_ns: In nanoseconds of the epoch: every commit before that is before *end*; None when that is not known.
         where: What messages call it.
         spool: None when there is none.
         stream: None while a receiver streams, or when the server does not answer.
@@ -48,6 +50,7 @@ class CdpWal:
     history_text: str
     end: Lsn
     flushed: Lsn
+    proved_ns: int | None
     where: str
     spool: SpoolView | None
     stream: StreamedWal | None
@@ -162,6 +165,7 @@ def cdp_wal(
         flushed=lambda: queries.flushed_lsn(server),
         where=server.where,
     )
+    begun_ns = time.time_ns()
     flushed = queries.flushed_lsn(server)
     size = queries.wal_segment_size(server)
     kept = found.restart_lsn if found is not None and not found.is_lost else None
@@ -172,6 +176,8 @@ def cdp_wal(
         history_text=history_text,
         end=flushed,
         flushed=flushed,
+        # Nobody knows when its primary wrote the last that a standby has.
+        proved_ns=begun_ns if not identity.is_in_recovery else None,
         where=f"the server {server.where}",
         spool=spool,
         stream=stream,
@@ -184,6 +190,8 @@ def cdp_wal(
 
 
 def _spooled(spool: SpoolView, timeout_seconds: float) -> CdpWal:
+    # First: what is received from here on is not promised.
+    proof = read_proof(spool.path)
     newest = spool.segments()[-1]
     history = spool.history_of(newest.timeline)
     content = spool.history(newest.timeline) or b""
@@ -212,6 +220,7 @@ def _spooled(spool: SpoolView, timeout_seconds: float) -> CdpWal:
         history_text=content.decode("utf-8", "surrogateescape"),
         end=end,
         flushed=end,
+        proved_ns=proof.time_of(newest.timeline) if proof is not None else None,
         where=f"the spool {spool.path}",
         spool=spool,
         stream=None,

@@ -72,6 +72,12 @@ class WalStream:
         silence_seconds: A server that says nothing at all for so long, although asked to, counts as gone.
         idle: Called when all that has arrived was yielded, before waiting for more; it may ``confirm``.
 
+    Attributes:
+        timeline: Of *position*.
+        position: Behind what was yielded.
+        server_end: End of the server's WAL, as it said last.
+        sent_ns: When it sent the last chunk, by its clock, in nanoseconds of the epoch; 0 before the first.
+
     Raises:
         ServerError: While iterating: WAL is gone, the server shuts down, the line is cut, the job is cancelled.
     """
@@ -105,6 +111,7 @@ class WalStream:
         self.timeline = timeline
         self.position = self._segment_start(start)
         self.server_end = self.position
+        self.sent_ns = 0
 
     def confirm(self, lsn: Lsn) -> None:
         """
@@ -174,12 +181,13 @@ class WalStream:
         return False
 
     def _take(self, message: memoryview) -> WalChunk:
-        lsn, end, _time = _WAL_DATA.unpack_from(message, 1)
+        lsn, end, sent = _WAL_DATA.unpack_from(message, 1)
         if lsn != self.position:
             raise ServerError(
                 f"PostgreSQL at {self._replication.where} streamed WAL from {Lsn(lsn)}, expected {self.position}"
             )
         self.server_end = Lsn(end)
+        self.sent_ns = (sent + _EPOCH_MICROSECONDS) * 1000
         chunk = WalChunk(self.timeline, self.position, message[_WAL_HEADER_BYTES:])
         self.position = chunk.end_lsn
         return chunk

@@ -5,6 +5,7 @@ The spool of one cluster: a directory with WAL that was received and is not yet 
 
     <spool_dir>/<cluster>/spool.json                          whose WAL it is
                          /lock                                held by the receiver
+                         /complete.json                       until when all commits were received, see proof.py
                          /000000010000000000000004            complete: waits to be shipped
                          /000000010000000000000005.partial    being received
                          /00000002.history

@@ -39,13 +39,13 @@ class HeldSegment:
         segment: Which one.
         is_complete: Whether all of it is there.
         end: The LSN behind what is there; of a partial one, behind the last byte that was received.
-        written_ns: When the last of it was received, in nanoseconds of the epoch, or before.
+        received_ns: When the last of it was received, in nanoseconds of the epoch, or later.
     """
 
     segment: WalSegment
     is_complete: bool
     end: Lsn
-    written_ns: int
+    received_ns: int
     _fd: int
 
     def pieces(self) -> Iterator[Buffer]:
@@ -186,8 +186,7 @@ class SpoolView:
         return True
 
     def _opened(self, segment: WalSegment, fd: int, *, is_complete: bool) -> HeldSegment | None:
-        status = os.fstat(fd)
-        size = status.st_size
+        size = os.fstat(fd).st_size
         if size < segment.size:
             # Its room is not taken yet, so nothing was received.
             os.close(fd)
@@ -199,7 +198,9 @@ class SpoolView:
                 os.close(fd)
                 return None
         check_wal_header(os.pread(fd, LONG_HEADER_BYTES, 0), segment, system_identifier=self.system_identifier)
-        return HeldSegment(segment, is_complete, Lsn(segment.start_lsn + length), status.st_mtime_ns, fd)
+        # The receiver sets the other time of the file to that of which it knows that nothing before it is missing.
+        received_ns = os.fstat(fd).st_ctime_ns
+        return HeldSegment(segment, is_complete, Lsn(segment.start_lsn + length), received_ns, fd)
 
 
 def record_end(segment: WalSegment, pieces: Pieces, previous: Pieces | None) -> Lsn:

@@ -15,6 +15,7 @@ import time
 
 from pgkeep.errors import ServerError, VaultError
 from pgkeep.jobs.amount import size_text
+from pgkeep.jobs.receiving.completeness import Completeness
 from pgkeep.jobs.receiving.ears import Ears
 from pgkeep.jobs.receiving.source import Source, SourceOptions, opened_source
 from pgkeep.jobs.receiving.start import check_not_behind, held_end, known_history, resume_after
@@ -24,6 +25,7 @@ from pgkeep.server.refusals import Refused
 from pgkeep.server.replication import HistoryFile
 from pgkeep.server.wal_stream import WalChunk, WalStream
 from pgkeep.spool.directory import Spool
+from pgkeep.spool.proof import Proof
 from pgkeep.spool.segment_file import SegmentFile
 from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import held_through
@@ -83,6 +85,7 @@ class Receiver:
         self._warned_percent = 0
         self._cannot_write = False
         self._said: set[str] = set()
+        self._completeness = Completeness(spool.path)
         self.trouble = ""
 
     @property
@@ -105,6 +108,10 @@ class Receiver:
         end, received = self.server_end, self._received
         behind = end - received.lsn if end is not None and received is not None else 0
         return behind > _BEHIND_SEGMENTS * self._spool.segment_size
+
+    def proof(self) -> Proof | None:
+        """Return until when all commits have been received; for any thread, which asks before it looks at the WAL."""
+        return self._completeness.proof
 
     def durable(self) -> tuple[WalSegment, int] | None:
         """Return the segment that is received now and how many bytes of it are durable; for any thread."""
@@ -200,6 +207,7 @@ class Receiver:
             stop=self._must_stop,
             idle=self._idle,
         )
+        self._completeness.begin()
         for item in stream:
             if isinstance(item, HistoryFile):
                 self._switch(item, stream.position)
@@ -210,6 +218,7 @@ class Receiver:
     def _take(self, chunk: WalChunk, stream: WalStream) -> None:
         self._say_streaming()
         data, lsn = chunk.data, chunk.lsn
+        self._completeness.hear(chunk, stream)
         while data:
             if self._file is None:
                 segment = WalSegment.containing(lsn, timeline=chunk.timeline, size=self._spool.segment_size)
@@ -219,6 +228,8 @@ class Receiver:
             file.write(piece)
             data, lsn = data[len(piece) :], Lsn(lsn + len(piece))
             if file.written == file.segment.size:
+                file.flush()
+                file.date(self._completeness.reach(file.segment.timeline, file.position))
                 file.complete()
                 self._file = None
                 self._note(file)
@@ -248,6 +259,7 @@ class Receiver:
         file = self._file
         if file is not None and file.flush():
             self._note(file)
+            self._completeness.reach(file.segment.timeline, file.position)
             if self._stream is not None:
                 self._stream.confirm(file.position)
 
@@ -263,6 +275,7 @@ class Receiver:
             self._cannot_write = False
 
     def _must_stop(self, _position: Lsn) -> bool:
+        self._completeness.publish()
         if self._stop.is_set():
             self._flush()
             return True
@@ -282,8 +295,10 @@ class Receiver:
             try:
                 file.flush()
                 self._note(file)
+                file.date(self._completeness.reach(file.segment.timeline, file.position))
             finally:
                 file.close()
+        self._completeness.publish(at_once=True)
 
     def _pass_hole(self, source: Source, held: Lsn, position: WalPosition, error: Refused) -> None:
         """Write down that WAL is gone, and go on with the oldest that the slot keeps; raise *error* if that is none."""

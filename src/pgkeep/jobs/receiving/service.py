@@ -101,6 +101,7 @@ class ReceiveService:
                 say=say,
                 warn=warn,
                 is_behind=self._receiver.is_behind,
+                proof=self._receiver.proof,
             )
             if archive is not None
             else None

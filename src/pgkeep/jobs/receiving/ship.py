@@ -20,6 +20,7 @@ from pgkeep.jobs.receiving.start import spooled_end
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.wal import WalSegment, is_segment_name
 from pgkeep.spool.directory import Spool, SpooledSegment
+from pgkeep.spool.proof import Proof
 from pgkeep.vault.wal_archive import WalArchive
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -46,6 +47,7 @@ class Shipper:
         say: Takes one line for the log.
         warn: Takes one warning.
         is_behind: Tells whether receiving has WAL to catch up with.
+        proof: Returns until when all commits have been received, as far as that is known.
 
     Attributes:
         trouble: Why the vault takes nothing, as one line; empty when it does. For any thread.
@@ -62,10 +64,12 @@ class Shipper:
         say: Callable[[str], None],
         warn: Callable[[str], None],
         is_behind: Callable[[], bool] = lambda: False,
+        proof: Callable[[], Proof | None] = lambda: None,
     ) -> None:
         self._spool = spool
         self._archive = archive
         self._durable = durable
+        self._proof = proof
         self._window_seconds = window_seconds
         self._compression_level = compression_level
         self._say = say
@@ -185,15 +189,18 @@ class Shipper:
             self._shipped = WalPosition(segment.timeline, segment.end_lsn)
 
     def _ship_partial(self, spooled: SpooledSegment) -> None:
+        path = self._spool.path / spooled.name
+        # Before it is looked at: what comes meanwhile is not promised. One that grows no more has a time of its own.
+        proof, mtime_ns = self._proof(), path.stat().st_mtime_ns
         segment, durable = spooled.segment, self._durable()
         length = spooled_end(self._spool, spooled) - segment.start_lsn
         if durable is not None and durable[0] == segment:
             length = max(length, durable[1])
         if not length or (self._partial is not None and self._partial[0] == segment and self._partial[1] >= length):
             return
-        path = self._spool.path / spooled.name
-        # Before it is read: what comes meanwhile is not promised.
-        written_ns = path.stat().st_mtime_ns
+        proved_ns = proof.time_of(segment.timeline) if proof is not None else None
+        is_received = durable is None or durable[0] == segment
+        written_ns = min(mtime_ns, proved_ns or 0) if is_received else mtime_ns
         self._archive.put(
             spooled.name,
             segment_part(path, length),

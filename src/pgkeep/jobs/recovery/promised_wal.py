@@ -56,14 +56,16 @@ class PromisedWal:
             if head.wal is None or not head.wal.first_segment or head.wal.segment_size != segment_size:
                 continue
             first = WalSegment.parse(head.wal.first_segment, size=segment_size)
-            moment = dt.datetime.fromisoformat(head.stop_time or head.end_time)
+            # Nothing is later than the end of the job. Until when nothing is missing, its stop, is another thing.
+            is_cdp = head.mode == CDP_MODE
+            moment = dt.datetime.fromisoformat(head.end_time if is_cdp else head.stop_time or head.end_time)
             stop = Lsn.parse(head.wal.stop)
             segments = _history(head).segments(
                 first.start_lsn, start_timeline=first.timeline, end=stop, size=segment_size
             )
             for segment in segments:
                 # A standby cannot end its last segment, so what it carries of that is not the whole.
-                if segment.end_lsn <= stop or not (head.from_standby or head.mode == CDP_MODE):
+                if segment.end_lsn <= stop or not (head.from_standby or is_cdp):
                     promised._add(segment, moment)
                 else:
                     promised._add_partial(segment, moment)
