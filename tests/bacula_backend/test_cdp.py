@@ -185,6 +185,25 @@ def test_a_receiver_that_lags_proves_no_time(chain: Chain) -> None:
     assert newest.stat().st_mtime <= before.timestamp()
 
 
+def test_a_power_loss_leaves_zeros_in_the_spool(chain: Chain) -> None:
+    """What never reached the disk of the spool comes from the server; other bytes than it has are still refused."""
+    with receiving(chain.cluster, chain.spool.parent):
+        chain.base.run()
+        chain.write()
+        chain.received()
+        first = chain.wal.run()
+    [partial] = chain.spool.glob("0*.partial")
+    whole = partial.read_bytes()
+    chain.write()
+    partial.write_bytes(whole[:50] + b"\xff" + whole[51:])
+    [error] = chain.wal.run("I", counts=False).said("error")
+    assert error.startswith(f"the server has other WAL in {partial.stem} than was received before")
+    partial.write_bytes(whole[:50] + bytes(10) + whole[60:])
+    second = chain.wal.run("I")
+    assert wal(second)[0] == wal(first)[1]
+    assert names(second)[0] == partial.stem
+
+
 class Lost(Bridge):
     """A daemon that dies when it has everything but has not said so."""
 

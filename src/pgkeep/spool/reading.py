@@ -20,7 +20,7 @@ from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import LONG_HEADER_BYTES, WalSegment, check_wal_header, is_partial_name, is_segment_name
 from pgkeep.pg.wal_reader import WalReader
 from pgkeep.spool.directory import IDENTITY_FILE
-from pgkeep.spool.segment_file import PARTIAL_SUFFIX, written_length
+from pgkeep.spool.segment_file import PARTIAL_SUFFIX, first_difference, written_length
 from pgkeep.streams.item import Buffer
 
 Pieces = Callable[[], Iterator[Buffer]]
@@ -69,7 +69,7 @@ class HeldSegment:
         offset, known = 0, self.end - self.segment.start_lsn
         for piece in pieces:
             count = max(0, min(len(piece), known - offset))
-            if os.pread(self._fd, count, offset) != bytes(piece[:count]):
+            if first_difference(os.pread(self._fd, count, offset), bytes(piece[:count])) is not None:
                 raise ArchiveError(
                     f"the server has other WAL in {self.segment.name} than was received before",
                     hint="the server was restored or promoted without a new timeline, or is another one",

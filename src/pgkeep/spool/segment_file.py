@@ -123,19 +123,27 @@ class SegmentFile:
             self._fd = -1
 
     def _compare(self, data: memoryview) -> None:
-        """Hold *data* against what is there. What never reached the disk before a power loss is zeros."""
+        """Hold *data* against what is there."""
         mine = bytes(data[: self.known - self.written])
-        held = os.pread(self._fd, len(mine), self.written)
-        if held == mine:
-            return
-        for offset, (old, new) in enumerate(zip(held, mine, strict=True)):
-            if old and old != new:
-                raise ArchiveError(
-                    f"the server sends other WAL at {Lsn(self.position + offset)} on timeline {self.segment.timeline} "
-                    "than was received before",
-                    hint="the server was restored or promoted without a new timeline, or is another one: its WAL is "
-                    "not mixed with what is held",
-                )
+        offset = first_difference(os.pread(self._fd, len(mine), self.written), mine)
+        if offset is not None:
+            raise ArchiveError(
+                f"the server sends other WAL at {Lsn(self.position + offset)} on timeline {self.segment.timeline} "
+                "than was received before",
+                hint="the server was restored or promoted without a new timeline, or is another one: its WAL is "
+                "not mixed with what is held",
+            )
+
+
+def first_difference(held: bytes, sent: bytes) -> int | None:
+    """
+    Return the first place where the server sends another byte than is held; None when what is held belongs to it.
+
+    What never reached the disk before a power loss is zeros, which the server's bytes may replace.
+    """
+    if held == sent:
+        return None
+    return next((place for place, (old, new) in enumerate(zip(held, sent, strict=True)) if old and old != new), None)
 
 
 def written_length(fd: int, size: int) -> int:
