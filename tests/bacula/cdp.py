@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 
 from pgkeep.spool.proof import read_proof
 from pgkeep.spool.state import read_state
@@ -24,20 +25,27 @@ class CdpScene:
 
     Attributes:
         scene: The cluster and the Director.
-        base: A job of mode pitr.
+        base: A job for base backups.
         job: A job of mode cdp.
         line: Its Plugin line.
         spool: The cluster's spool.
     """
 
-    def __init__(self, make_scene: MakeScene, make_cluster: MakeCluster) -> None:
-        """Make it; segments are small."""
-        cluster = make_cluster(major=18, settings=SETTINGS, wal_segment_size_mb=1)
+    def __init__(
+        self,
+        make_scene: MakeScene,
+        make_cluster: MakeCluster,
+        *,
+        mode: str = "pitr",
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Make it, with base backups of *mode*; segments are small."""
+        cluster = make_cluster(major=18, settings=SETTINGS | dict(settings), wal_segment_size_mb=1)
         self.scene = scene = make_scene(cluster=cluster)
         self.spool = scene.directory / "spool" / "default"
         self.spool.parent.mkdir()
         server_user().own(self.spool.parent)
-        self.base = scene.job("pitr", scene.line("pitr"))
+        self.base = scene.job(mode, scene.line(mode, "" if mode == "pitr" else "start_fast=yes"))
         # More than two segments crowd it.
         self.line = scene.line("cdp", f"spool_dir={self.spool.parent} spool_max=4M")
         self.job = scene.job("cdp", self.line)

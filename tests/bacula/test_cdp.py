@@ -11,6 +11,7 @@ from tests.bacula.cdp import CdpScene, warnings
 from tests.bacula.conftest import MakeScene
 from tests.lab.cluster import MakeCluster, wait_for
 from tests.lab.receiving import SLOT
+from tests.pitr_block.conftest import SUMMARIZING
 
 pytestmark = pytest.mark.bacula
 
@@ -121,3 +122,23 @@ def test_without_a_receiver(cdp: CdpScene) -> None:
     restored = scene.start(scene.cluster.data_directory)
     restored.wait_until_promoted()
     restored.assert_is_at(late)
+
+
+def test_a_chain_of_blocks_with_the_wal_between(make_scene: MakeScene, make_cluster: MakeCluster) -> None:
+    """A moment behind a block-level Incremental that only jobs of mode cdp hold comes back, with every row."""
+    cdp = CdpScene(make_scene, make_cluster, mode="pitr_block", settings=SUMMARIZING)
+    scene = cdp.scene
+    scene.backup(cdp.base, "Full")
+    with cdp.receiver():
+        scene.transfer(10)
+        cdp.wait_until_received()
+        scene.backup(cdp.job, "Full")
+        scene.backup(cdp.base, "Incremental")
+        scene.transfer(11)
+        mark = scene.ledger.mark("behind it")
+        scene.transfer(12)
+        cdp.wait_until_received()
+        scene.backup(cdp.job, "Incremental")
+    scene.cluster.stop()
+    where = cdp.restore(options={"target_time": mark.time.isoformat()})
+    scene.assert_restored(where, mark)
