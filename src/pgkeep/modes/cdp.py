@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pgkeep.errors import ArchiveError, SettingsError, UsageError
+from pgkeep.modes.cdp_held import HeldByJobs
 from pgkeep.modes.cdp_supply import CdpWal, cdp_wal
 from pgkeep.modes.contract import BackupRequest, Base, History, Plan, Source
+from pgkeep.modes.physical_base import base_end
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import slot_of
@@ -128,13 +130,14 @@ class CdpMode:
             allow_unbounded_slot=options.allow_unbounded_slot,
             timeout_seconds=options.timeout_seconds,
         )
+        held = HeldByJobs(known.confirmed(), wal.system_identifier)
         level, base, reason = _choose_base(request, wal, known)
         gap = None
         if base is None:
             begin, gap = _begin_of_full(wal, known.recovery_base(), request)
-            begin = _with_unheld(wal, begin, known.confirmed())
+            begin = _with_unheld(wal, begin, held)
         else:
-            begin = _on_history(wal, _end_of(base.head) if level is Level.DIFFERENTIAL else known.wal_held())
+            begin = _on_history(wal, base_end(base.head) if level is Level.DIFFERENTIAL else known.wal_held())
         if wal.end < begin.lsn:
             found = (
                 f"{wal.where} has WAL up to {wal.end} on timeline {wal.history.timeline}, less than the {begin.lsn} "
@@ -156,7 +159,7 @@ class CdpMode:
             begin=begin,
             end=max(wal.end, begin.lsn),
             gap=gap,
-            removable=tuple(_removable(wal, known, options, begin.lsn)),
+            removable=tuple(_removable(wal, held, known.recovery_base(), options, begin.lsn)),
             held=known.wal_held(),
         )
 
@@ -195,11 +198,6 @@ def _choose_base(request: BackupRequest, wal: CdpWal, history: CdpHistory) -> tu
     return Level.FULL, None, f"making a Full instead of the {request.level.word} asked for: {problem}"
 
 
-def _end_of(head: RecordHead) -> WalPosition:
-    assert head.wal is not None
-    return WalPosition(Timeline(head.wal.timeline), Lsn.parse(head.wal.stop))
-
-
 def _on_history(wal: CdpWal, held: WalPosition | None) -> WalPosition:
     """Return where *held* is on the history of *wal*: there, or where that leaves its timeline."""
     assert held is not None
@@ -224,7 +222,7 @@ def _begin_of_full(
     if base is None:
         request.say(f"no base backup of cluster {request.cluster} is known here: all WAL since {oldest} is sent")
         return WalPosition(wal.history.timeline_at(oldest), oldest), None
-    start, stop = WalPosition(Timeline(base.timeline), Lsn.parse(base.start_lsn)), _end_of(base)
+    start, stop = WalPosition(Timeline(base.timeline), Lsn.parse(base.start_lsn)), base_end(base)
     is_on_history = wal.history.contains(stop.timeline, stop.lsn) and not wal.was_put_back(stop.lsn)
     if base.system_identifier != str(int(wal.system_identifier)) or not is_on_history:
         request.warn(
@@ -241,33 +239,34 @@ def _begin_of_full(
     return begin, (stop.lsn, oldest) if oldest > stop.lsn else None
 
 
-def _with_unheld(wal: CdpWal, begin: WalPosition, confirmed: list[RecordHead]) -> WalPosition:
+def _with_unheld(wal: CdpWal, begin: WalPosition, held: HeldByJobs) -> WalPosition:
     """Return *begin*, or where before it there is WAL in the spool that no job has which is known to have succeeded."""
     if wal.spool is None:
         return begin
     oldest = wal.oldest()
     for segment in wal.segments(WalPosition(wal.history.timeline_at(oldest), oldest), begin.lsn):
-        if not any(wal.is_in(segment, head) for head in confirmed):
+        if not held.has(segment):
             return WalPosition(wal.history.timeline_at(segment.start_lsn), segment.start_lsn)
     return begin
 
 
-def _removable(wal: CdpWal, history: CdpHistory, options: CdpOptions, begin: Lsn) -> Iterator[str]:
+def _removable(
+    wal: CdpWal, held: HeldByJobs, base: RecordHead | None, options: CdpOptions, begin: Lsn
+) -> Iterator[str]:
     """
     Yield the files of the spool that are not needed there any more, nor for this backup, which begins at *begin*.
 
-    Each is in a job that is known to have succeeded. What a Full would send stays, too, up to half of the spool's room.
+    Each is in a job that is known to have succeeded. What a Full would send, which begins with *base*, stays, too, as
+    long as the spool's room is half free.
     """
     spool = wal.spool
     if spool is None:
         return
     segments = spool.segments()
-    confirmed = history.confirmed()
-    base = history.recovery_base()
     is_crowded = len(segments) * spool.segment_size > options.spool_max // 2
     kept_from = Lsn.parse(base.start_lsn) if base is not None and not is_crowded else None
     for segment in segments[:-_KEPT_NEWEST]:
         if segment.end_lsn > begin or (kept_from is not None and segment.end_lsn > kept_from):
             continue
-        if any(wal.is_in(segment, head) for head in confirmed):
+        if held.has(segment):
             yield segment.name

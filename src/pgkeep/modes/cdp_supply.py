@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgkeep.errors import ServerError, SettingsError
-from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline, WalPosition
+from pgkeep.pg.lsn import Lsn, SystemIdentifier, WalPosition
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
@@ -18,7 +18,6 @@ from pgkeep.server.wal_supply import NotThere, StreamedWal, WalContent
 from pgkeep.spool.proof import read_proof
 from pgkeep.spool.reading import SpoolView, record_end
 from pgkeep.streams.item import Buffer
-from pgkeep.streams.record import RecordHead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,16 +102,6 @@ class CdpWal:
         finally:
             self.stream.close()
         return True
-
-    def is_in(self, segment: WalSegment, head: RecordHead) -> bool:
-        """Tell whether the backup of *head* has all of *segment*."""
-        wal = head.wal
-        if wal is None or head.system_identifier != str(int(self.system_identifier)) or not wal.first_segment:
-            return False
-        history = TimelineHistory.parse(head.history, timeline=Timeline(head.timeline))
-        named = next(history.segment_timelines(segment.number, size=segment.size))
-        first = WalSegment.parse(wal.first_segment, size=segment.size)
-        return named == segment.timeline and first.number <= segment.number and segment.end_lsn <= Lsn.parse(wal.stop)
 
 
 def cdp_wal(
