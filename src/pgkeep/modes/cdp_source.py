@@ -6,32 +6,23 @@ import datetime as dt
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from pgkeep import __version__
 from pgkeep.errors import ArchiveError, ServerError
 from pgkeep.modes.cdp import CdpPlan
 from pgkeep.modes.contract import BackupRequest
 from pgkeep.modes.lasting_slot import make_lasting_slot
+from pgkeep.modes.wal_items import WalItem, history_item
 from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import advance_slot
 from pgkeep.server.wal_supply import NotThere
 from pgkeep.spool.reading import HeldSegment
 from pgkeep.spool.segment_file import PARTIAL_SUFFIX
-from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
+from pgkeep.streams.item import Buffer, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import RecordHead, WalRange
 from pgkeep.vault.wal_holes import read_holes
-
-
-@dataclass(frozen=True, slots=True)
-class _WalItem:
-    """A segment as an item."""
-
-    header: ItemHeader
-    chunks: Callable[[], Iterator[Buffer]]
 
 
 class CdpSource:
@@ -67,7 +58,7 @@ class CdpSource:
         plan, wal = self._plan, self._plan.wal
         self._warn_of_gap()
         if wal.history_text:
-            yield self._history_item(wal.history)
+            yield history_item(plan.request.root, wal.history.timeline, wal.history_text, mtime_ns=time.time_ns())
         for segment in wal.segments(plan.begin, plan.end):
             held = wal.spool.open(segment) if wal.spool is not None else None
             try:
@@ -208,12 +199,7 @@ class CdpSource:
         written_ns = received_ns if received_ns is not None else time.time_ns()
         path = wal_path(self._plan.request, segment, is_whole=is_whole)
         header = ItemHeader(path=path, size=segment.size, mtime_ns=written_ns, role=ItemRole.WAL)
-        return _WalItem(header, chunks)
-
-    def _history_item(self, history: TimelineHistory) -> Item:
-        content = self._plan.wal.history_text.encode("utf-8", "surrogateescape")
-        path = f"{self._plan.request.root}/wal/{history.timeline.history_file_name}"
-        return BytesItem(ItemHeader(path=path, size=len(content), mtime_ns=time.time_ns(), role=ItemRole.WAL), content)
+        return WalItem(header, chunks)
 
 
 def wal_path(request: BackupRequest, segment: WalSegment, *, is_whole: bool) -> str:

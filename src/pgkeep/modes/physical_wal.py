@@ -8,7 +8,7 @@ was written from its start to its stop to become consistent; the rest is there s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pgkeep.errors import ArchiveError, ServerError, SettingsError
 from pgkeep.modes.contract import Say
 from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.modes.physical_base import ServerFacts
+from pgkeep.modes.wal_items import WalItem, history_item
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
@@ -23,7 +24,7 @@ from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import TemporarySlot, advance_slot, check_slot
 from pgkeep.server.wal_supply import ArchiveDirectory, FirstOf, LocalWal, NotThere, StreamedWal, WalContent, WalSupply
-from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader, ItemRole
+from pgkeep.streams.item import Item, ItemHeader, ItemRole
 from pgkeep.streams.record import WalRange
 
 _SLOT_RELEASE_SECONDS = 10.0
@@ -239,33 +240,19 @@ class CarriedWal:
             role=ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL,
         )
         if not content.is_partial:
-            yield _WalItem(header, content.chunks)
+            yield WalItem(header, content.chunks)
             return
         # A standby cannot end a segment. What there is of it, filled with zeros, makes the backup consistent; the
         # archive must not take it for the segment. Read twice, because a segment may be larger than memory allows.
-        yield _WalItem(replace(header, path=f"{header.path}.partial", role=ItemRole.WAL), content.chunks)
+        yield WalItem(replace(header, path=f"{header.path}.partial", role=ItemRole.WAL), content.chunks)
         if is_needed:
             again = self._supply.fetch(segment, through=stop, deadline=time.monotonic() + self._options.timeout_seconds)
             path = f"{self._files_root}/pgdata/pg_wal/{segment.name}"
-            yield _WalItem(replace(header, path=path, role=ItemRole.DATA), again.chunks)
+            yield WalItem(replace(header, path=path, role=ItemRole.DATA), again.chunks)
 
     def _history_item(self, timeline: Timeline, *, is_needed: bool) -> Item:
-        content = self._facts.history_text.encode("utf-8", "surrogateescape")
-        header = ItemHeader(
-            path=f"{self._root}/wal/{timeline.history_file_name}",
-            size=len(content),
-            mtime_ns=self._written_ns,
-            role=ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL,
-        )
-        return BytesItem(header, content)
-
-
-@dataclass(frozen=True, slots=True)
-class _WalItem:
-    """A segment as an item."""
-
-    header: ItemHeader
-    chunks: Callable[[], Iterator[Buffer]]
+        role = ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL
+        return history_item(self._root, timeline, self._facts.history_text, mtime_ns=self._written_ns, role=role)
 
 
 def choose_supply(server: Server, facts: ServerFacts, options: WalOptions, *, is_local: bool) -> WalSupply:
