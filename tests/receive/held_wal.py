@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pgkeep.pg.lsn import Lsn, SystemIdentifier
-from pgkeep.pg.wal import WalSegment, is_partial_name, is_segment_name
-from pgkeep.spool.segment_file import PARTIAL_SUFFIX
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment, is_partial_name, is_segment_name
 from pgkeep.vault.wal_archive import WalArchive
 from tests.lab.cluster import Cluster
 from tests.receive.receiver import SLOT

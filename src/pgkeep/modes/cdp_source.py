@@ -14,12 +14,11 @@ from pgkeep.modes.contract import BackupRequest
 from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.modes.wal_items import WalItem, history_item
 from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import advance_slot
 from pgkeep.server.wal_supply import NotThere
 from pgkeep.spool.reading import HeldSegment
-from pgkeep.spool.segment_file import PARTIAL_SUFFIX
 from pgkeep.streams.item import Buffer, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import RecordHead, WalRange
 from pgkeep.vault.wal_holes import read_holes

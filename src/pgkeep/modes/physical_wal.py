@@ -18,7 +18,7 @@ from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.modes.physical_base import ServerFacts
 from pgkeep.modes.wal_items import WalItem, history_item
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
@@ -244,7 +244,7 @@ class CarriedWal:
             return
         # A standby cannot end a segment. What there is of it, filled with zeros, makes the backup consistent; the
         # archive must not take it for the segment. Read twice, because a segment may be larger than memory allows.
-        yield WalItem(replace(header, path=f"{header.path}.partial", role=ItemRole.WAL), content.chunks)
+        yield WalItem(replace(header, path=header.path + PARTIAL_SUFFIX, role=ItemRole.WAL), content.chunks)
         if is_needed:
             again = self._supply.fetch(segment, through=stop, deadline=time.monotonic() + self._options.timeout_seconds)
             path = f"{self._files_root}/pgdata/pg_wal/{segment.name}"

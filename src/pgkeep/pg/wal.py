@@ -13,6 +13,8 @@ from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 MIN_SEGMENT_SIZE = 1 << 20
 MAX_SEGMENT_SIZE = 1 << 30
 DEFAULT_SEGMENT_SIZE = 16 << 20
+PARTIAL_SUFFIX = ".partial"
+"""Behind a segment's name, where not all of it is there."""
 
 _SEGMENT_NAME = re.compile(r"[0-9A-F]{24}")
 _PARTIAL_NAME = re.compile(r"([0-9A-F]{24})\.partial")

@@ -20,14 +20,22 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from pgkeep.errors import FormatError, SettingsError, VaultBusy, VaultError
 from pgkeep.pg.lsn import SystemIdentifier, Timeline
-from pgkeep.pg.wal import WalSegment, check_segment_size, is_history_name, is_partial_name, is_segment_name
-from pgkeep.spool.segment_file import PARTIAL_SUFFIX, SegmentFile
+from pgkeep.pg.wal import (
+    PARTIAL_SUFFIX,
+    WalSegment,
+    check_segment_size,
+    is_history_name,
+    is_partial_name,
+    is_segment_name,
+)
+from pgkeep.spool.segment_file import SegmentFile
 
 IDENTITY_FILE = "spool.json"
 LOCK_FILE = "lock"
@@ -46,6 +54,20 @@ class SpooledSegment:
     def name(self) -> str:
         """The file's name."""
         return self.segment.name if self.is_complete else self.segment.name + PARTIAL_SUFFIX
+
+
+def segments_among(names: Iterable[str], *, segment_size: int) -> list[SpooledSegment]:
+    """Return the segments among the *names* of a spool's files, by timeline and then in order, each once."""
+    found: dict[WalSegment, bool] = {}
+    for name in names:
+        if is_segment_name(name) or is_partial_name(name):
+            with contextlib.suppress(FormatError):
+                segment = WalSegment.parse(name.removesuffix(PARTIAL_SUFFIX), size=segment_size)
+                found[segment] = found.get(segment, False) or is_segment_name(name)
+    return [
+        SpooledSegment(segment, is_complete)
+        for segment, is_complete in sorted(found.items(), key=lambda item: (item[0].timeline, item[0].number))
+    ]
 
 
 class Spool:
@@ -104,16 +126,7 @@ class Spool:
 
     def segments(self) -> list[SpooledSegment]:
         """Return the segments, by timeline and then in order; a complete one hides its partial."""
-        found: dict[WalSegment, bool] = {}
-        for name in os.listdir(self.directory):
-            if is_segment_name(name) or is_partial_name(name):
-                with contextlib.suppress(FormatError):
-                    segment = WalSegment.parse(name.removesuffix(PARTIAL_SUFFIX), size=self.segment_size)
-                    found[segment] = found.get(segment, False) or is_segment_name(name)
-        return [
-            SpooledSegment(segment, is_complete)
-            for segment, is_complete in sorted(found.items(), key=lambda item: (item[0].timeline, item[0].number))
-        ]
+        return segments_among(os.listdir(self.directory), segment_size=self.segment_size)
 
     def histories(self) -> list[Timeline]:
         """Return the timelines whose history file is here, in order."""

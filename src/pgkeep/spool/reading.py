@@ -17,10 +17,15 @@ from pathlib import Path
 from pgkeep.errors import ArchiveError, FormatError, VaultError
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.timeline import TimelineHistory
-from pgkeep.pg.wal import LONG_HEADER_BYTES, WalSegment, check_wal_header, is_partial_name, is_segment_name
+from pgkeep.pg.wal import (
+    LONG_HEADER_BYTES,
+    PARTIAL_SUFFIX,
+    WalSegment,
+    check_wal_header,
+)
 from pgkeep.pg.wal_reader import WalReader
-from pgkeep.spool.directory import IDENTITY_FILE
-from pgkeep.spool.segment_file import PARTIAL_SUFFIX, first_difference, written_length
+from pgkeep.spool.directory import IDENTITY_FILE, segments_among
+from pgkeep.spool.segment_file import first_difference, written_length
 from pgkeep.streams.item import Buffer
 
 Pieces = Callable[[], Iterator[Buffer]]
@@ -117,20 +122,13 @@ class SpoolView:
         except (ValueError, KeyError) as error:
             raise VaultError(f"{path / IDENTITY_FILE} is damaged: {error}") from error
 
-    def names(self) -> list[str]:
-        """Return the names of its WAL files, sorted."""
-        try:
-            return sorted(name for name in os.listdir(self.path) if is_segment_name(name) or is_partial_name(name))
-        except OSError as error:
-            raise VaultError(f"cannot read the spool {self.path}: {error.strerror}") from error
-
     def segments(self) -> list[WalSegment]:
         """Return the segments of which anything is there, by timeline and then in order."""
-        found = set()
-        for name in self.names():
-            with contextlib.suppress(FormatError):
-                found.add(WalSegment.parse(name.removesuffix(PARTIAL_SUFFIX), size=self.segment_size))
-        return sorted(found, key=lambda segment: (segment.timeline, segment.number))
+        try:
+            names = os.listdir(self.path)
+        except OSError as error:
+            raise VaultError(f"cannot read the spool {self.path}: {error.strerror}") from error
+        return [spooled.segment for spooled in segments_among(names, segment_size=self.segment_size)]
 
     def history(self, timeline: Timeline) -> bytes | None:
         """Return the history file of *timeline*; None when it is not here."""

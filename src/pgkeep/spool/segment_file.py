@@ -13,9 +13,7 @@ from types import TracebackType
 
 from pgkeep.errors import ArchiveError
 from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.wal import WalSegment
-
-PARTIAL_SUFFIX = ".partial"
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 
 _PIECE_BYTES = 1 << 20
 

@@ -33,14 +33,20 @@ from blake3 import blake3
 
 from pgkeep.errors import ArchiveError, FormatError, VaultError
 from pgkeep.pg.lsn import SystemIdentifier, Timeline
-from pgkeep.pg.wal import check_segment_size, is_backup_label_name, is_history_name, is_partial_name, is_segment_name
+from pgkeep.pg.wal import (
+    PARTIAL_SUFFIX,
+    check_segment_size,
+    is_backup_label_name,
+    is_history_name,
+    is_partial_name,
+    is_segment_name,
+)
 from pgkeep.vault.sealed import SEAL_BYTES, SEAL_START
 from pgkeep.vault.unnamed_file import UnnamedFile, inherit_owner, write_all
 from pgkeep.vault.wal_content import Buffer, ContentCheck, content_digest, extents, is_continued_by, sealed_content
 
 CLUSTER_FILE = "cluster.json"
 STORED_SUFFIX = ".zst"
-PARTIAL_SUFFIX = ".partial"
 
 
 class Put(enum.Enum):

@@ -14,8 +14,15 @@ from dataclasses import dataclass
 
 from pgkeep.errors import FormatError, VaultError
 from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.wal import WalSegment, is_backup_label_name, is_history_name, is_partial_name, is_segment_name
-from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, STORED_SUFFIX, WalArchive
+from pgkeep.pg.wal import (
+    PARTIAL_SUFFIX,
+    WalSegment,
+    is_backup_label_name,
+    is_history_name,
+    is_partial_name,
+    is_segment_name,
+)
+from pgkeep.vault.wal_archive import STORED_SUFFIX, WalArchive
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,11 @@ import msgspec
 from pgkeep.errors import ArchiveError, FormatError
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.segment_index import SegmentIndex, close_index, index_segment, transaction_ends
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.pg.wal_record import TransactionEnd
 from pgkeep.vault.sealed import seal, unseal
 from pgkeep.vault.unnamed_file import UnnamedFile, inherit_owner, write_all
-from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
+from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import timelines
 
 INDEX_DIRECTORY = "wal-index"

@@ -10,9 +10,9 @@ from pgkeep.errors import ArchiveError, FormatError
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.segment_index import Moment
 from pgkeep.pg.timeline import TimelineHistory
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.pg.wal_record import MAX_RESTORE_POINT_BYTES
-from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
+from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import held_through, partial_segments, ranges, timelines
 from pgkeep.vault.wal_index import WalIndex
 from pgkeep.vault.wal_times import WalTimes

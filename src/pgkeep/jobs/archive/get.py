@@ -15,8 +15,8 @@ from pathlib import Path
 from pgkeep.errors import ArchiveError, PgkeepError
 from pgkeep.jobs.archive.push import check_cluster
 from pgkeep.jobs.archive.wal_plan import WalPlan
-from pgkeep.pg.wal import is_segment_name
-from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
+from pgkeep.pg.wal import PARTIAL_SUFFIX, is_segment_name
+from pgkeep.vault.wal_archive import WalArchive
 
 DELIVERED = 0
 ABSENT = 1

@@ -11,7 +11,7 @@ from typing import Literal
 from pgkeep.jobs.recovery.history import held_along
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.vault import ClusterVault
 from pgkeep.vault.wal_holdings import held_through
@@ -190,7 +190,7 @@ def _kind_of(
             if Lsn.parse(gap.start) < following.start_lsn and start < Lsn.parse(gap.stop):
                 return "lost", f"backup {head.backup_id} did not find it on the server any more"
     first = WalSegment.containing(start, timeline=following.timeline, size=following.size)
-    if any(name.removesuffix(".partial")[8:] == first.name[8:] for name in spooled):
+    if any(name.removesuffix(PARTIAL_SUFFIX)[8:] == first.name[8:] for name in spooled):
         return "delayed", "the spool has it"
     arrived = wal.archived_at(following.timeline, following.end_lsn)
     if arrived is not None and (now - arrived).total_seconds() < DELAY_SECONDS:

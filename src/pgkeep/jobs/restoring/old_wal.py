@@ -23,10 +23,10 @@ from pgkeep.pg.data_directory import WAL_DIRECTORY
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.recovery import RecoveryTarget
 from pgkeep.pg.segment_index import Ending, index_segment
-from pgkeep.pg.wal import WalSegment, is_segment_name
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment, is_segment_name
 from pgkeep.streams.item import Buffer
 from pgkeep.streams.record import RecordHead
-from pgkeep.vault.wal_archive import PARTIAL_SUFFIX, WalArchive
+from pgkeep.vault.wal_archive import WalArchive
 
 _WHOLE = frozenset({Ending.FULL, Ending.OPEN, Ending.SWITCHED})
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 
 from pgkeep.jobs.recovery.promised_wal import CDP_MODE
 from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.streams.record import RecordHead
-from pgkeep.vault.wal_archive import PARTIAL_SUFFIX
 
 
 def proved_times(heads: Iterable[RecordHead]) -> dict[str, int]:
