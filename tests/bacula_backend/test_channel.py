@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pgkeep.bacula.channel import Channel
 from pgkeep.bacula.ring import Ring
 from pgkeep.errors import ChannelClosed, JobCancelled, PgkeepError, WireError
-from pgkeep.wire.packet import Packet, PacketKind
+from pgkeep.wire.packet import Packet, PacketKind, encode, encode_release
 from tests.lab.cluster import wait_for
 
 SLOTS, SLOT_BYTES = 4, 64 << 10
@@ -58,6 +58,19 @@ def test_data_arrives_as_it_was_sent(sizes: list[int], ring: bool) -> None:
         first.flush()
         reader.join()
     assert b"".join(received) == b"".join(pieces)
+
+
+def test_all_slots_that_were_given_back_are_taken() -> None:
+    """Who waits for one slot knows of every one that has come back by then."""
+    with conversation() as (first, second):
+        ring = first.ring
+        assert ring is not None
+        first.send_data(bytes(3 * SLOT_BYTES))
+        assert ring.lent == 3
+        second.send_packets(encode_release(1) + encode(PacketKind.HEARTBEAT) + encode_release(0))
+        second.flush()
+        first.await_release()
+        assert ring.lent == 1
 
 
 def test_reserved_slots_never_keep_other_data_from_passing() -> None:
@@ -155,7 +168,7 @@ def test_release_and_heartbeat_are_not_seen() -> None:
         first.send_packets(b"H000000\n" + b"K000002\n%d\n" % slot + b"C000003\nOK\n")
         first.flush()
         assert second.receive() == Packet(PacketKind.COMMAND, b"OK\n")
-        assert ring.has_lent_slot is False
+        assert ring.lent == 0
 
 
 def test_closed_pipe_is_told_as_the_end_of_the_plugin() -> None:

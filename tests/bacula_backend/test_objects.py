@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,7 @@ from pgkeep.bacula.objects import (
     render_head_object,
     restore_options_text,
 )
-from pgkeep.bacula.read_ahead import AHEAD_BYTES, ReadAhead
+from pgkeep.bacula.read_ahead import AHEAD_BYTES, SMALL_BYTES, Piece, ReadAhead
 from pgkeep.bacula.state import ClusterState, confirm_job
 from pgkeep.errors import FormatError, UsageError
 from pgkeep.pg.replication_state import ReplicationState, Slot
@@ -206,6 +210,100 @@ def test_pieces_come_in_the_order_of_the_items(workers: int) -> None:
     assert list(got) == [item.header.path for item in items]
     assert all(item.is_closed for item in items)
     assert pending <= AHEAD_BYTES
+
+
+class CountedInto(Counted):
+    """The same, for memory that is there; it knows who read."""
+
+    def __init__(self, path: str, content: bytes) -> None:
+        super().__init__(path, content)
+        self.readers: list[str] = []
+        self.before_read: Callable[[], object] = lambda: None
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.readers.append(threading.current_thread().name)
+        self.before_read()
+        buffer[:] = self.read_extent(offset, len(buffer))
+
+
+class SlotsOfDaemon:
+    """Six slots; the daemon gives back so many of those that were lent whenever it is waited for."""
+
+    slot_bytes = 64 << 10
+
+    def __init__(self, gives_back: int) -> None:
+        self.gives_back = gives_back
+        self.memory = [bytearray(self.slot_bytes) for _ in range(6)]
+        self.free = deque(range(6))
+        self.with_daemon: deque[int] = deque()
+
+    @property
+    def lent(self) -> int:
+        return len(self.with_daemon)
+
+    def reserve(self) -> int | None:
+        return self.free.popleft() if self.free else None
+
+    def view(self, slot: int, length: int) -> memoryview:
+        return memoryview(self.memory[slot])[:length]
+
+    def wait(self) -> None:
+        for _ in range(self.gives_back):
+            self.free.append(self.with_daemon.popleft())
+
+
+@pytest.mark.parametrize(("gives_back", "own"), [(1, 30), (4, 30), (5, 0), (6, 0)])
+def test_threads_are_asked_only_where_the_daemon_would_wait(gives_back: int, own: int) -> None:
+    """The caller reads at once what the daemon has two slots before, threads may read the rest; all comes in order."""
+    items = [CountedInto(str(number), os.urandom(9) * (2 * 65536)) for number in range(2)]
+    slots = SlotsOfDaemon(gives_back)
+    ahead = ReadAhead(2, slots=slots, wait=slots.wait)
+    asked: list[object] = []
+    enqueue = ahead._enqueue
+    ahead._enqueue = lambda task: (asked.append(task), enqueue(task))[1]  # type: ignore[method-assign]
+    got: dict[str, bytes] = {}
+
+    def take(pieces: Iterator[Piece]) -> None:
+        for piece in pieces:
+            got[piece.header.path] = got.get(piece.header.path, b"") + bytes(piece.content)
+            slots.with_daemon.append(piece.slot)
+
+    for item in items:
+        take(ahead.submit(item))
+    take(ahead.drain())
+    ahead.close()
+    assert [got[item.header.path] == item.content for item in items] == [True, True]
+    assert all(item.is_closed for item in items)
+    assert sum(len(item.readers) for item in items) == 36
+    assert len(asked) == 36 - own
+
+
+def test_a_thread_reads_beside_the_caller() -> None:
+    """Two extents are read at the same time where the daemon has nothing to go on with."""
+    item = CountedInto("0", bytes(2 * SlotsOfDaemon.slot_bytes) + bytes(SMALL_BYTES))
+    both, turns = threading.Barrier(2), itertools.count()
+    item.before_read = lambda: both.wait(60) if next(turns) < 2 else None
+    slots = SlotsOfDaemon(1)
+    ahead = ReadAhead(2, slots=slots, wait=slots.wait)
+    pieces = [*ahead.submit(item), *ahead.drain()]
+    ahead.close()
+    assert len(pieces) == 6
+    assert len(set(item.readers[:2])) == 2
+
+
+def test_error_of_a_read_of_the_callers_own_comes_out() -> None:
+    """What goes wrong where the caller reads itself is raised at once, and every item is closed in the end."""
+    items = [CountedInto(str(number), bytes(20 * SlotsOfDaemon.slot_bytes)) for number in range(2)]
+    items[1].error = OSError("gone")
+    slots = SlotsOfDaemon(1)
+    ahead = ReadAhead(2, slots=slots, wait=slots.wait)
+    for piece in ahead.submit(items[0]):
+        slots.with_daemon.append(piece.slot)
+    with pytest.raises(OSError, match="gone"):
+        list(ahead.submit(items[1]))
+    ahead.close()
+    assert items[1].readers == [threading.current_thread().name]
+    assert all(item.is_closed for item in items)
 
 
 def test_error_of_a_reader_comes_out_where_its_piece_would() -> None:

@@ -223,7 +223,7 @@ class Channel:
                 self._write_data(piece)
                 continue
             if not ring.has_free_slot:
-                if not ring.has_lent_slot:
+                if not ring.lent:
                     # All are reserved for what comes later: nobody would give one back before this is sent.
                     ring = None
                     continue
@@ -277,8 +277,13 @@ class Channel:
         self._write(encode(kind, encoded + b"\n"), flush=True)
 
     def await_release(self) -> None:
-        """Wait until the bridge gives a slot back."""
+        """Wait until the bridge gives a slot back, and take back what else has come by then."""
         self.flush()
+        self._receive_release()
+        while len(self._received) > HEADER_BYTES:
+            self._receive_release()
+
+    def _receive_release(self) -> None:
         kind, length = self._receive_header()
         payload = bytes(self._receive_payload(length)) if length else b""
         if kind is PacketKind.RELEASE:

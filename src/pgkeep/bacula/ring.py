@@ -75,9 +75,9 @@ class Ring:
         return bool(self._free)
 
     @property
-    def has_lent_slot(self) -> bool:
-        """Whether the receiver will give one back."""
-        return bool(self._lent)
+    def lent(self) -> int:
+        """How many slots the receiver has and will give back."""
+        return len(self._lent)
 
     def reserve(self) -> int | None:
         """Return a free slot to be filled and lent later; None when too few are free."""
