@@ -11,7 +11,7 @@
 
 enum {
 	RING_SLOTS = 8,
-	RING_SLOT_BYTES = 1 << 20
+	RING_SLOT_BYTES = 2 << 20
 };
 
 struct ring {

@@ -128,7 +128,7 @@ def attributes(name: str, *, kind: str = "F", size: int = 0, link: str = "") -> 
     send("F")
 
 
-def lend(slot: int, content: bytes, size: int = 1 << 20) -> None:
+def lend(slot: int, content: bytes, size: int = 2 << 20) -> None:
     """Put content into a slot of the ring and lend it to the bridge."""
     ring = RING[0]
     ring[slot * size : slot * size + len(content)] = content  # type: ignore[index]
@@ -143,7 +143,7 @@ def end() -> None:
     sys.exit(0)
 
 
-def read_file(size: int = 1 << 20) -> bytes:
+def read_file(size: int = 2 << 20) -> bytes:
     """Return the data that the bridge sends up to an F, slots given back."""
     content = b""
     while True:

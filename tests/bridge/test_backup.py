@@ -44,7 +44,7 @@ def test_job_and_parameters_reach_the_backend(daemon: FakeDaemon) -> None:
         'x="q"',
         "y=1\\2",
     ]
-    assert ring == ["Ring=3 8 1048576"]
+    assert ring == ["Ring=3 8 2097152"]
     assert (daemon.status, daemon.messages) == ("R", [])
 
 
@@ -117,7 +117,7 @@ def test_data_through_ring_and_pipe(daemon: FakeDaemon, read_size: int) -> None:
     daemon.backup(
         """
         begin('BackupStart')
-        content = b''.join(b'%07d\\n' % i for i in range(700_000))
+        content = b''.join(b'%07d\\n' % i for i in range(1_400_000))
         open(script + '.content', 'wb').write(content)
         attributes('/@postgresql/big', size=len(content))
         say('DATA')
@@ -131,7 +131,7 @@ def test_data_through_ring_and_pipe(daemon: FakeDaemon, read_size: int) -> None:
                 continue
             while not free:
                 free.append(int(expect('K')))
-            piece = content[at:at + (1 << 20) - at % 5]
+            piece = content[at:at + (2 << 20) - at % 5]
             lend(free.pop(0), piece)
             at += len(piece)
         send('F')

@@ -48,7 +48,7 @@ DAMAGE = {
     "a directory without slash": ("attributes('/a', kind='D')\nreceive()", f"{PROTOCOL}/a: a slash at the end means a directory"),
     "a link to nowhere": ("attributes('/a', kind='S')\nreceive()", f"{PROTOCOL}the link /a has no LSTAT"),
     "a slot out of range": (IN_DATA + "send('M', '8 10\\n')\nreceive()", f"{PROTOCOL}there is no slot 8 with 10 bytes"),
-    "more than a slot holds": (IN_DATA + "send('M', '0 1048577\\n')\nreceive()", f"{PROTOCOL}there is no slot 0 with 1048577 bytes"),
+    "more than a slot holds": (IN_DATA + "send('M', '0 2097153\\n')\nreceive()", f"{PROTOCOL}there is no slot 0 with 2097153 bytes"),
     "an empty slot": (IN_DATA + "send('M', '0 0\\n')\nreceive()", f"{PROTOCOL}there is no slot 0 with 0 bytes"),
     "a slot that is no number": (IN_DATA + "send('M', '-1 5\\n')\nreceive()", f"{PROTOCOL}an M packet names no slot and length"),
     "a slot without newline": (IN_DATA + "send('M', '1 5')\nreceive()", f"{PROTOCOL}an M packet names no slot and length"),
