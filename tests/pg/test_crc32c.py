@@ -27,10 +27,12 @@ def test_the_twin_in_c_agrees(data: bytes, before: bytes) -> None:
         assert native(buffer, crc) == expected == crc32c(buffer, crc)
 
 
-@pytest.mark.parametrize("length", [0, 1, 2047, 2048, 2049, 70_000, 200_001])
+@pytest.mark.parametrize("length", [0, 1, 2047, 2048, 2049, 12_287, 12_288, 12_289, 24_600, 70_000, 200_001])
 def test_lanes_agree(length: int) -> None:
-    """The way of numpy gives the same for pieces of any length, in one go and in two."""
+    """Those of numpy and those of the twin in C give the same for pieces of any length, in one go and in two."""
     data = os.urandom(length)
     expected = crc32c_by_bytes(data)
+    assert crc32c(data) == expected
+    assert crc32c(data[length // 3 :], crc32c(data[: length // 3])) == expected
     assert crc32c_in_lanes(data) == expected
     assert crc32c_in_lanes(data[length // 3 :], crc32c_in_lanes(data[: length // 3])) == expected
