@@ -12,11 +12,12 @@ workers or processes and zstd level 1 everywhere. What pgkeep alone does is not 
 the backup before, where pg_basebackup has that of the backup, and pgBackRest's was archived before the clock started;
 and it has an interpreter to start, which is most of its time where little has changed.
 
-Seen with 2.4 GB, on two processors that other work kept busy many times over, in medians of five, seven and one
-rounds: 0.095 of pgBackRest's time (goal 0.35; 1.0 s of processor time, its 5.9 s); 4.8 of pg_basebackup's (goal 1.1,
-not met; 0.7 s, its 0.07 s, and on a busy machine that difference is what is waited for; loading psycopg and the other
-libraries is 0.25 s of it); 1.0 of laying down and pg_combinebackup (goal 0.5, not met; 5.1 s, its 7.7 s: a third is
-zstd, a fifth BLAKE3 and CRC-32C). Nobody has seen a quiet machine yet.
+Seen with 2.4 GB on two processors: 0.095 of pgBackRest's time (goal 0.35; on a busy machine: 1.0 s of processor time,
+its 5.9 s). On a quiet one about 6 times that of pg_basebackup (goal 1.1, not met): 0.7 s against 0.12 s, of which 0.3
+s are the interpreter and libraries that it loads, psycopg most of all, before the first connection; each further 100
+MB of changes cost it 0.15 s, us 0.45 s, half of that for the WAL. 0.76 of laying down and pg_combinebackup, in the
+median of three rounds (goal 0.5, not met): the Full is laid down as fast as the disk writes, and each increment waits
+for the disk once.
 
 PGKEEP_BENCH_SCALE is pgbench's scale, 115 for 2 GB.
 """
