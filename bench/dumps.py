@@ -7,6 +7,9 @@ with two workers; it does not sync. After it, both bring the tables back, and th
 a new database from what lies on disk, indexes included; pgkeep also checks every digest, counts the rows and runs
 ANALYZE at its end, which pg_restore does not. PGKEEP_BENCH_SCALE is pgbench's scale, 115 for 1.5 GB;
 PGKEEP_BENCH_TABLES the number of small tables.
+
+Seen on a quiet machine with two processors, in medians of three rounds, two for the small tables: ``dump-table-2`` 0.69
+(goal 0.9), ``dump-table-1`` 1.04 (1.05), ``dump-small`` 0.59 (1.0), ``dump-restore`` 0.75 (0.8).
 """
 
 from __future__ import annotations
