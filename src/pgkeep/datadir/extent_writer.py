@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
-import threading
 
 from pgkeep.datadir.durable import allocate, start_writeback
-from pgkeep.streams.item import EXTENT_BYTES, Buffer
+from pgkeep.streams.item import Buffer
+from pgkeep.streams.thread_memory import ThreadMemory
 
 DIRECT_BYTES = 1 << 20
 """Files smaller than this are left to the page cache, which collects them into better writes."""
@@ -49,7 +48,7 @@ class ExtentWriter:
     """Writes for one lay-down; every method may be called from any thread."""
 
     def __init__(self) -> None:
-        self._buffers = threading.local()
+        self._memory = ThreadMemory()
         self._refused = False
 
     def begin(self, descriptor: int, size: int) -> WrittenFile:
@@ -108,19 +107,20 @@ class ExtentWriter:
         return done
 
     def _fill(self, buffer: Buffer) -> memoryview:
-        aligned: mmap.mmap | None = getattr(self._buffers, "aligned", None)
-        if aligned is None:
-            aligned = self._buffers.aligned = mmap.mmap(-1, EXTENT_BYTES)
-            self._buffers.address = ctypes.addressof(ctypes.c_char.from_buffer(aligned))
+        aligned = self._memory.view(len(buffer))
         if isinstance(buffer, bytes):
             # Unlike an assignment to a slice, this lets other threads run meanwhile.
-            ctypes.memmove(self._buffers.address, buffer, len(buffer))
+            ctypes.memmove(_address(aligned), buffer, len(buffer))
         else:
-            memoryview(aligned)[: len(buffer)] = buffer
-        return memoryview(aligned)
+            aligned[:] = buffer
+        return aligned
 
 
 def _is_aligned(buffer: Buffer) -> bool:
     """Tell whether the kernel can take *buffer* from where it is; of ``bytes`` nobody tells where they are."""
     view = memoryview(buffer)
-    return not view.readonly and ctypes.addressof(ctypes.c_char.from_buffer(view)) % _ALIGNMENT == 0
+    return not view.readonly and _address(view) % _ALIGNMENT == 0
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))

@@ -25,7 +25,7 @@ from pgkeep.pg.wal import (
 )
 from pgkeep.pg.wal_reader import WalReader
 from pgkeep.spool.directory import IDENTITY_FILE, segments_among
-from pgkeep.spool.segment_file import first_difference, written_length
+from pgkeep.spool.segment_file import first_contradiction, written_length
 from pgkeep.streams.item import Buffer
 
 Pieces = Callable[[], Iterator[Buffer]]
@@ -74,7 +74,7 @@ class HeldSegment:
         offset, known = 0, self.end - self.segment.start_lsn
         for piece in pieces:
             count = max(0, min(len(piece), known - offset))
-            if first_difference(os.pread(self._fd, count, offset), bytes(piece[:count])) is not None:
+            if first_contradiction(os.pread(self._fd, count, offset), bytes(piece[:count])) is not None:
                 raise ArchiveError(
                     f"the server has other WAL in {self.segment.name} than was received before",
                     hint="the server was restored or promoted without a new timeline, or is another one",

@@ -123,7 +123,7 @@ class SegmentFile:
     def _compare(self, data: memoryview) -> None:
         """Hold *data* against what is there."""
         mine = bytes(data[: self.known - self.written])
-        offset = first_difference(os.pread(self._fd, len(mine), self.written), mine)
+        offset = first_contradiction(os.pread(self._fd, len(mine), self.written), mine)
         if offset is not None:
             raise ArchiveError(
                 f"the server sends other WAL at {Lsn(self.position + offset)} on timeline {self.segment.timeline} "
@@ -133,7 +133,7 @@ class SegmentFile:
             )
 
 
-def first_difference(held: bytes, sent: bytes) -> int | None:
+def first_contradiction(held: bytes, sent: bytes) -> int | None:
     """
     Return the first place where the server sends another byte than is held; None when what is held belongs to it.
 
