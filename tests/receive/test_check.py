@@ -94,7 +94,8 @@ def test_check_says_what_a_receiver_needs(make_keeper: MakeKeeper) -> None:
         cluster.reload()
         wait_for(lambda: cluster.value("SHOW synchronous_commit") == "on", "commits do not wait")
 
-        receiver.wait_until_flushed()
+        write(cluster, 1)
+        wait_for_state(receiver, "shipped_lsn")
         archive.rename(aside)
         write(cluster, 1)
         receiver.wait_until_flushed()

@@ -125,7 +125,8 @@ class Restored:
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop the server, if it runs, and wait until it has."""
         lines = self.postmaster()
-        if lines:
+        # A server that was killed leaves the file, and its number may be somebody else's by now.
+        if lines and self._runs(int(lines[0])):
             with suppress(ProcessLookupError):
                 os.kill(int(lines[0]), how)
             wait_for(lambda: not self._runs(int(lines[0])), "the restored server has stopped")
@@ -136,7 +137,8 @@ class Restored:
     def _runs(self, pid: int) -> bool:
         # Nobody may be there to reap it: a zombie has stopped.
         with suppress(OSError):
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+            return head.endswith("(postgres") and rest.split()[0] != "Z"
         return False
 
 
