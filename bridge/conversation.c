@@ -253,7 +253,8 @@ describe_job(struct job *job, struct line *line)
 	    say_variable(job, line, "ClientName", VARIABLE_CLIENT) != 0 ||
 	    say_variable(job, line, "FDVersion", VARIABLE_VERSION) != 0 ||
 	    (type[0] > ' ' && say_key(job, line, "JobType", type) != 0) ||
-	    (!is_restore && converse_say(job, line, "Lines=%u %u", job->line_count, line->number) != 0))
+	    (!is_restore && converse_say(job, line, "Lines=%u %u", job->line_count, line->number) != 0) ||
+	    (!is_restore && converse_say(job, line, "Run=%lld", (long long)job->begun) != 0))
 		return (-1);
 	if (line->backend.has_ring && converse_say(job, line, "Ring=3 %d %d", RING_SLOTS, RING_SLOT_BYTES) != 0)
 		return (-1);

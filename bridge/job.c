@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "daemon.h"
 
 struct job *
@@ -15,6 +16,7 @@ job_new(struct bacula_context *context)
 	if (job == NULL)
 		return (NULL);
 	job->context = context;
+	job->begun = clock_date_nanoseconds();
 	atomic_init(&job->is_cancelled, 0);
 	atomic_init(&job->wake, -1);
 	job->expected.descriptor = -1;

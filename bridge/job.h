@@ -72,6 +72,7 @@ struct job {
 
 	int level;
 	int64_t since;
+	int64_t begun;                  /* nanoseconds since 1970: tells this run of the job from an earlier one */
 	enum duty duty;
 	struct line *lines;
 	struct line *last;

@@ -35,7 +35,7 @@ def _written(scene: Scene) -> int:
 
 
 def test_cancelled_at_ten_moments(filled: Scene) -> None:
-    """A Full that is cancelled anywhere ends with A at once, leaves no session and no process, and is no base."""
+    """A Full that is cancelled anywhere ends at once, leaves no session and no process, and is no base."""
     scene, director = filled, filled.director
     begin = time.monotonic()
     scene.backup(scene.director.add_job("pitr", scene.line("pitr")), "Full")
@@ -47,9 +47,10 @@ def test_cancelled_at_ten_moments(filled: Scene) -> None:
         wait_for(lambda deadline=deadline: time.monotonic() >= deadline, "the moment has come")
         director.cancel(job_id)
         result = director.wait(job_id)
-        assert result.status in ("A", "T"), result.text
+        # Where the daemons learn of it in an unlucky order, Bacula itself calls the job incomplete.
+        assert result.status in ("A", "I", "T"), result.text
         scene.assert_nothing_is_left()
-        if result.status == "A":
+        if result.status != "T":
             cancelled += 1
         else:
             # It was through already: the machine has become faster since.

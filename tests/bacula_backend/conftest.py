@@ -56,6 +56,7 @@ class Client:
         previous: str | None = None,
         counts: bool = True,
         name: str = "",
+        run: int = 0,
         **more: Any,
     ) -> Job:
         """
@@ -69,6 +70,7 @@ class Client:
             previous: The job that the Director names; chosen as it would where None.
             counts: Whether the Director takes the job for a success.
             name: Unique name of the job; chosen as a Director would where empty.
+            run: What tells the job's run from others of the same name; 0 for a bridge that does not say it.
             more: Of the bridge.
         """
         job = {"Name": name or self.name(), "JobID": str(self.runs + 1), "Level": level}
@@ -79,6 +81,7 @@ class Client:
             job["PrevJobName"] = previous
         if bridge is Bridge:
             job["Accurate"] = str(int(accurate))
+            job["Run"] = str(run)
         with bridge(**more) as talk:
             talk.catalog = self.catalog
             try:

@@ -291,13 +291,29 @@ def test_failing_database_ends_the_job_after_the_others(client: Client) -> None:
         assert at_once.said("error")[0].startswith('pg_dump of database "broken" did not get its lock')
 
 
-def test_two_lines_for_the_same_cluster_are_refused(client: Client) -> None:
+@pytest.mark.parametrize("run", [0, 7])
+def test_two_lines_for_the_same_cluster_are_refused(client: Client, run: int) -> None:
     """Two Plugin lines of one job would send files of the same names, so the second is refused."""
-    client.run(name="Two.1")
-    job = client.run(name="Two.1")
+    client.run(name="Two.1", run=run)
+    job = client.run(name="Two.1", run=run)
     assert job.said("fatal") == [
         "two Plugin lines of this job back up the same cluster in mode pitr\ngive each server a cluster_id of its own"
     ]
+
+
+def test_a_later_run_of_the_same_job_takes_the_place_of_the_earlier(client: Client) -> None:
+    """Bacula goes on with a job that it calls incomplete: what that had recorded is forgotten, kept manifests too."""
+    client.run(name="Again.1", run=7, counts=False)
+    [record] = client.state.glob("*.json.zst")
+    before = record.read_bytes()
+    manifest = client.state / "Again.1.backup_manifest.zst"
+    manifest.write_bytes(b"of a run that died before its record had a name")
+    job = client.run(name="Again.1", run=8)
+    assert job.said("fatal") == []
+    assert "the job goes on with one that was incomplete: all of it is sent anew" in job.said("info")
+    assert record.read_bytes() != before
+    assert not manifest.exists()
+    assert client.run("I").said("fatal") == []
 
 
 def test_cluster_id_gives_names_of_its_own(client: Client) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -19,6 +20,8 @@ def test_job_and_parameters_reach_the_backend(daemon: FakeDaemon) -> None:
     daemon.backup(
         "begin('BackupStart')\n[note(k) for k in JOB + PARAMETERS]\nsend('F')\nend()\n", command=command, level="I"
     )
+    [run] = [line for line in daemon.seen if line.startswith("Run=")]
+    assert abs(time.time_ns() - int(run.removeprefix("Run="))) < 3600 * 10**9
     ring = [line for line in daemon.seen if line.startswith("Ring=")]
     assert daemon.seen == [
         "Name=Nightly.2026-11-20_21.56.35_03",
@@ -37,6 +40,7 @@ def test_job_and_parameters_reach_the_backend(daemon: FakeDaemon) -> None:
         "FDVersion=15.0.3 (25 March 2025)",
         "JobType=B",
         "Lines=1 1",
+        run,
         *ring,
         "mode=dump",
         "flag=1",
@@ -217,7 +221,7 @@ def test_two_lines(daemon: FakeDaemon) -> None:
     daemon.say(
         """
         begin('BackupStart')
-        note(next(key for key in JOB if key.startswith('Lines=')))
+        [note(key) for key in JOB if key.startswith(('Lines=', 'Run='))]
         file('/@postgresql/' + PARAMETERS[0], b'x')
         say('RESTOREOBJ:head')
         say('RESTOREOBJ_LEN:4')
@@ -235,7 +239,9 @@ def test_two_lines(daemon: FakeDaemon) -> None:
     assert [words[2] for words in daemon.files] == ["/@postgresql/mode=pitr", "/@postgresql/mode=dump", "pgkeep"]
     expected = f"{len(first)} 4\n{first}pitr{len(second)} 4\n{second}dump"
     assert (daemon.out / "data-3").read_text() == expected
-    assert daemon.seen == ["Lines=2 1", "Lines=2 2"]
+    run = daemon.seen[1]
+    assert run.startswith("Run=")
+    assert daemon.seen == ["Lines=2 1", run, "Lines=2 2", run]
     assert (daemon.status, daemon.messages) == ("R", [])
 
 

@@ -33,7 +33,7 @@ from tests.lab.servers import cache_directory
 DAEMONS = ("sd", "fd", "dir")
 _FIRST_PORT, _LAST_PORT = 19101, 19999
 # Nothing that ends a job comes later than this in one of the lab's jobs.
-JOB_TIMEOUT_SECONDS = 300
+JOB_TIMEOUT_SECONDS = 200
 
 _JOB_COLUMNS = "JobId, Job, Name, Type, Level, JobStatus, JobErrors, JobFiles, JobBytes, ReadBytes"
 

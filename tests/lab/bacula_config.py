@@ -121,6 +121,7 @@ JobDefs {{
   Messages = Standard
   Maximum Concurrent Jobs = 10
   Allow Duplicate Jobs = yes
+  Reschedule Incomplete Jobs = no
 }}
 @|"sh -c 'cat {self.configuration}/jobs.d/*.conf 2>/dev/null || true'"
 """

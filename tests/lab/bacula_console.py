@@ -19,7 +19,7 @@ PROMPT = re.compile(r"(?:^\*|^\$ ?|[:?)] ?)\Z", re.MULTILINE)
 # A line of a report may end like a question; the console has more to say then, and says it without a pause.
 QUIET_SECONDS = 0.2
 _MOMENT_SECONDS = 0.01
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 200
 
 
 class Console:

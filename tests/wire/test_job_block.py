@@ -52,6 +52,7 @@ def test_block_of_pgkeeps_bridge() -> None:
             "ClientName=db1",
             "FDVersion=15.0.3 (25 March 2025)",
             "Lines=3 2",
+            "Run=1795304022088401031",
             "Ring=3 8 1048576",
             "Where=",
             "Replace=a",
@@ -60,7 +61,7 @@ def test_block_of_pgkeeps_bridge() -> None:
     assert (block.previous, block.has_previous, block.is_accurate) == ("Nightly.2026-11-19_21.56.35_03", True, True)
     assert (block.lines, block.line, block.ring, block.where, block.replace) == (3, 2, "3 8 1048576", "", "a")
     assert (block.fd_name, block.client, block.fd_version) == ("db1-fd", "db1", "15.0.3 (25 March 2025)")
-    assert block.since == 1_700_000_000
+    assert (block.since, block.run) == (1_700_000_000, 1_795_304_022_088_401_031)
 
 
 @pytest.mark.parametrize(

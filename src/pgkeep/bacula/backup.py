@@ -87,11 +87,7 @@ def run(session: Session) -> None:
     channel, job = session.channel, session.job
     with prepared_job(session) as this:
         this.state.prepare()
-        if this.state.has(job.name):
-            raise SettingsError(
-                f"two Plugin lines of this job back up the same cluster in mode {this.mode.name}",
-                hint="give each server a cluster_id of its own",
-            )
+        _judge_earlier_run(this)
         channel.end()
         # How a cluster is restored is asked once: with its base backup.
         if job.level in ("", "F") and channel.is_extended and this.mode.needs_server:
@@ -204,6 +200,28 @@ def opened_server(job: BackupJob) -> AbstractContextManager[Server | None]:
         return contextlib.nullcontext(None)
 
 
+def _judge_earlier_run(this: BackupJob) -> None:
+    """
+    Forget what an earlier run of this job has left, which Bacula calls incomplete and goes on with.
+
+    A backup cannot go on: all is sent anew, and the record of this run says what of the job's files counts.
+
+    Raises:
+        SettingsError: It was another line of the same run that wrote the record.
+    """
+    job = this.session.job
+    if this.state.has(job.name):
+        record = this.state.record(job.name)
+        run = record.head.details.get("bacula", {}).get("run", 0) if record is not None else 0
+        if run == job.run:
+            raise SettingsError(
+                f"two Plugin lines of this job back up the same cluster in mode {this.mode.name}",
+                hint="give each server a cluster_id of its own",
+            )
+        this.request.say("the job goes on with one that was incomplete: all of it is sent anew")
+    this.state.forget(job.name)
+
+
 def _judge_level(session: Session, state: ClusterState, level: Level, *, may_be_full: bool) -> Level:
     """
     Return the level that is possible in this conversation; say why it is another, or why there will be no base.
@@ -288,6 +306,7 @@ class SinkOpener:
                 "client": job.client,
                 "previous": job.previous,
                 "line": _line(this.session),
+                "run": job.run,
             },
         )
         self.sizes = sink.sizes

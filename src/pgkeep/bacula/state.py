@@ -154,10 +154,22 @@ class ClusterState:
         removed = [one for one in ours if one.head.backup_id < oldest]
         for one in removed:
             with contextlib.suppress(OSError):
-                one.path.unlink()
-                (self.directory / f"{one.job}{CONFIRMED_SUFFIX}").unlink(missing_ok=True)
-                remove_manifest(self.directory, one.job)
+                self._remove(one.job)
         return len(removed)
+
+    def forget(self, job: str) -> None:
+        """Remove all that an earlier run of *job* has left; raise SettingsError when that cannot be done."""
+        try:
+            self._remove(job)
+        except OSError as error:
+            raise SettingsError(
+                f"cannot remove the record of an earlier run of this job: {error.filename}: {error.strerror}"
+            ) from error
+
+    def _remove(self, job: str) -> None:
+        for suffix in (RECORD_SUFFIX, CONFIRMED_SUFFIX):
+            (self.directory / f"{job}{suffix}").unlink(missing_ok=True)
+        remove_manifest(self.directory, job)
 
     def _forget_reservations(self) -> None:
         oldest = time.time() - RESERVED_SECONDS

@@ -16,6 +16,7 @@ HELLO_ANSWER = "Hello Bacula"
 
 _HELLO = re.compile(r"Hello (\S+) (\S+)")
 _LINES = re.compile(r"([1-9][0-9]{0,4}) ([1-9][0-9]{0,4})")
+_MAX_DIGITS = 19
 _FLAGS = {"0": False, "1": True}
 
 
@@ -62,6 +63,8 @@ class JobBlock:
         fd_version: The daemon's version.
         lines: How many of pgkeep's lines the FileSet has.
         line: Which of them this is, from 1.
+        run: Tells this run of the job from an earlier one of the same name, which Bacula called incomplete; 0 when the
+            key did not come.
         ring: Descriptor, number and size of the slots, as text; empty for no ring.
         working_directory: The daemon's.
     """
@@ -82,6 +85,7 @@ class JobBlock:
     fd_version: str = ""
     lines: int = 1
     line: int = 1
+    run: int = 0
     ring: str = ""
     working_directory: str = ""
 
@@ -128,6 +132,7 @@ def parse_job_block(lines: Iterable[str]) -> JobBlock:
         fd_version=keys.get("FDVersion", ""),
         lines=int(found[1]),
         line=int(found[2]),
+        run=_number(keys, "Run"),
         ring=keys.get("Ring", ""),
         working_directory=keys.get("WorkingDir", ""),
     )
@@ -135,7 +140,7 @@ def parse_job_block(lines: Iterable[str]) -> JobBlock:
 
 def _number(keys: dict[str, str], key: str) -> int:
     value = keys.get(key, "0")
-    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+    if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
         raise WireError(f'{key} is a number, found "{value[:80]}"')
     return int(value)
 
