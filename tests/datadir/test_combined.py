@@ -17,9 +17,7 @@ def test_what_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     target = Target(data_directory=tmp_path / "data", version_directory="PG_18_202506291", tablespaces={1: elsewhere})
     with pytest.raises(PgkeepError) as failure:
-        CombinedLayDown(
-            target, root="@postgresql", chain=["F", "I"], workers=1, expected_bytes=0, combine=_never, applied=_never
-        )
+        CombinedLayDown(target, root="@postgresql", chain=["F", "I"], workers=1, expected_bytes=0, combine=_never)
     assert failure.value.message == f"cannot make {elsewhere}: No such file or directory"
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

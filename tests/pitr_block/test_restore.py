@@ -102,18 +102,31 @@ def test_chain_comes_back_at_each_of_its_ends(major: int, keeper: Keeper) -> Non
     server_user().run([checksums, "--check", "-D", restored.data_directory])
 
 
-def test_restore_goes_on_with_the_backup_in_which_it_was_killed(major: int, keeper: Keeper) -> None:
-    """Killed at an increment's first block, at a later one, and before it is said to be applied: all rows come back."""
+class OftenSyncedJob(Job):
+    """Makes each backup of a chain durable before the next one."""
+
+    signalled = Path(__file__).with_name("syncing_often.py")
+
+
+@pytest.mark.parametrize(
+    ("kind", "durable", "last_point"),
+    [(OftenSyncedJob, (0, 1, 1), (5, "os.rename", r"state\.json")), (Job, (0, 0, 0), (12, "os.truncate", ""))],
+    ids=["each is synced", "synced at the end"],
+)
+def test_restore_goes_on_behind_what_is_durable(
+    major: int, keeper: Keeper, kind: type[Job], durable: tuple[int, ...], last_point: tuple[int, str, str]
+) -> None:
+    """Killed at an increment's first block, at a later one, and later still: all rows come back."""
     ids, mark = whole_chain(keeper)
     place = keeper.directory / "again"
     arguments = [f"--pgdata-dir={place}", f"--bin-dir={keeper.cluster.installation.bin_dir}"]
-    points = [(1, "os.truncate", ""), (3, "os.truncate", ""), (5, "os.rename", r"state\.json")]
-    for applied, point in zip((0, 1, 1), points, strict=True):
-        with Job(keeper, "restore", *arguments, "--no-start", at=("KILL", *point)) as job:
+    points = [(1, "os.truncate", ""), (3, "os.truncate", ""), last_point]
+    for count, point in zip(durable, points, strict=True):
+        with kind(keeper, "restore", *arguments, "--no-start", at=("KILL", *point)) as job:
             outcome = job.end()
         assert outcome.status == -signal.SIGKILL, f"{point} was not reached\n" + "\n".join(outcome.lines)
         said = [line for line in outcome.lines if line.startswith("  applied already: ")]
-        assert said == [f"  applied already: {', '.join(ids[:applied])}"][: bool(applied)]
+        assert said == [f"  applied already: {', '.join(ids[:count])}"][: bool(count)]
     restored = keeper.restore(to="again", start=False)
     assert restored.outcome.lines.count(f"applied backup {ids[2]}, 3 of 3") == 1
     restored.start()

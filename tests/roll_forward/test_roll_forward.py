@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgkeep.datadir import roll_forward
 from pgkeep.datadir.lay_down import LaidDown
 from pgkeep.datadir.roll_forward import RollForward
 from pgkeep.datadir.target import Target
@@ -61,14 +62,20 @@ def item(backup_id: str, path: str, content: bytes) -> BytesItem:
 
 
 def roll(
-    directory: Path, chain: list[str], *arriving: BytesItem, done: int = 0, applied: list[str] | None = None
+    directory: Path,
+    chain: list[str],
+    *arriving: BytesItem,
+    done: int = 0,
+    applied: list[str] | None = None,
+    lasting: list[int] | None = None,
 ) -> LaidDown:
     """Roll *directory* forward."""
     target = Target(data_directory=directory, version_directory="PG_18_202506291")
     if not done:
         target.begin()
-    said = [] if applied is None else applied
-    with RollForward(target, root=ROOT, chain=chain, workers=2, done=done, applied=said.append) as work:
+    said = ([] if applied is None else applied).append
+    synced = ([] if lasting is None else lasting).append
+    with RollForward(target, root=ROOT, chain=chain, workers=2, done=done, applied=said, lasting=synced) as work:
         for one in arriving:
             work.accept(one)
         return work.finish()
@@ -117,6 +124,79 @@ def test_file_is_what_the_model_says(
         for _ in range(2 if index == again else 1):
             roll(directory, ids[: index + 1], *items(ids[index], {CHANGED: steps[index]}), done=index)
         assert (directory / TABLE).read_bytes() == expected[index - 1]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What a backup has of one file of a model: a change, or so many new blocks; with neither there is none."""
+
+    change: Change | None = None
+    blocks: int | None = None
+
+
+FATES = st.one_of(
+    st.builds(Fate, change=st.builds(Change, numbers, st.lists(numbers, unique=True).map(tuple))),
+    st.builds(Fate, blocks=st.none() | numbers),
+)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), fates=st.lists(st.tuples(FATES, FATES, FATES), min_size=1, max_size=4))
+def test_a_chain_is_done_again_whatever_was_written_of_it(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, fates: list[tuple[Fate, ...]]
+) -> None:
+    """Behind a durable Full each block may be as any of the later backups left it, after a kill or without power."""
+    names = [f"base/5/{number}" for number in (16384, 16385, 16386)]
+    versions: list[dict[str, list[bytes]]] = [{name: [block(n) for n in range(5)] for name in names}]
+    arriving: list[dict[str, bytes]] = []
+    for number, step in enumerate(fates, start=1):
+        before, after, files = versions[-1], {}, {}
+        for name, fate in zip(names, step, strict=True):
+            if fate.change is not None and name in before:
+                after[name], files[incremental_path(name)] = fate.change.apply(before[name], 1000 * number)
+            elif fate.change is not None or fate.blocks is not None:
+                after[name] = [block(1000 * number + 100 + n) for n in range(fate.blocks or 0)]
+                files[name] = b"".join(after[name])
+        versions.append(after)
+        arriving.append(files)
+    ids = [f"20260101T00000{index}Z-I" for index in range(len(versions))]
+    directory = tmp_path_factory.mktemp("again") / "data"
+    roll(directory, ids[:1], *items(ids[0], {name: b"".join(content) for name, content in versions[0].items()}))
+    for name in names:
+        left = data.draw(st.sampled_from(versions)).get(name)
+        (directory / name).unlink()
+        if left is not None:
+            written = [[one[name][n] for one in versions if len(one.get(name, ())) > n] for n in range(len(left))]
+            (directory / name).write_bytes(b"".join(data.draw(st.sampled_from(blocks)) for blocks in written))
+    later = [one for number, files in enumerate(arriving, start=1) for one in items(ids[number], files)]
+    roll(directory, ids, *later, done=1)
+    found = {name: (directory / name).read_bytes() for name in names if (directory / name).exists()}
+    assert found == {name: b"".join(content) for name, content in versions[-1].items()}
+
+
+def test_a_file_that_is_gone_must_come_whole_or_not_at_all(tmp_path: Path) -> None:
+    """When a chain is done again, a file that it changes and that is nowhere ends it as ever, if not at once."""
+    roll(tmp_path / "data", [FULL], *items(FULL, {TABLE: block(1)}))
+    (tmp_path / "data" / TABLE).unlink()
+    lasting: list[int] = []
+    arriving = [*items(FIRST, {CHANGED: increment(1)}), *items(SECOND, {CHANGED: increment(1, {0: block(2)})})]
+    with pytest.raises(PgkeepError, match=f"{CHANGED} changes a file that none of the backups before it holds"):
+        roll(tmp_path / "data", [FULL, FIRST, SECOND], *arriving, done=1, lasting=lasting)
+    assert lasting == []
+    whole = [*items(FIRST, {CHANGED: increment(1)}), *items(SECOND, {TABLE: block(3)})]
+    roll(tmp_path / "data", [FULL, FIRST, SECOND], *whole, done=1, lasting=lasting)
+    assert lasting == [3]
+    assert (tmp_path / "data" / TABLE).read_bytes() == block(3)
+
+
+def test_what_is_applied_becomes_durable_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of a chain, and on the way when some time has passed."""
+    often: list[int] = []
+    seldom: list[int] = []
+    roll(tmp_path / "seldom", [FULL, FIRST], *WHOLE, lasting=seldom)
+    monkeypatch.setattr(roll_forward, "SYNC_SECONDS", 0)
+    roll(tmp_path / "often", [FULL, FIRST], *WHOLE, lasting=often)
+    assert (seldom, often) == ([2], [1, 2])
 
 
 def test_increment_of_many_extents(tmp_path: Path) -> None:

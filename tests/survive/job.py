@@ -27,15 +27,17 @@ class Job:
     Attributes:
         lines: What it has logged so far, without what stands before each line.
         program: How pgkeep is started where no signal is sent.
+        signalled: The script that starts it where one is.
     """
 
     program: ClassVar[list[str | Path]] = [PGKEEP]
+    signalled: ClassVar[Path] = SIGNALLED_AT
 
     def __init__(self, keeper: Keeper, verb: str, *arguments: str | Path, at: Point | None = None) -> None:
         """Start ``pgkeep VERB NAME --vault=… ARGUMENTS``; *at* says when it gets which signal."""
         program = self.program
         if at is not None:
-            program = [sys.executable, SIGNALLED_AT, *map(str, at)]
+            program = [sys.executable, self.signalled, *map(str, at)]
         command = [*program, verb, keeper.name, f"--vault={keeper.vault}", *arguments]
         self.lines: list[str] = []
         self._stdout: list[str] = []

@@ -21,7 +21,7 @@ from typing import Self
 
 from pgkeep.datadir.beneath import safe_parts
 from pgkeep.datadir.lay_down import LaidDown, LayDown
-from pgkeep.datadir.roll_forward import Applied, RollForward
+from pgkeep.datadir.roll_forward import RollForward
 from pgkeep.datadir.staging import STAGING_MARKER, remove_staging, staging_directory
 from pgkeep.datadir.target import Target
 from pgkeep.errors import BackupUnusable, FormatError, PgkeepError
@@ -45,7 +45,6 @@ class CombinedLayDown:
         workers: As for ``LayDown``.
         expected_bytes: As for ``LayDown``.
         combine: Runs the program.
-        applied: Is told of the newest backup when the target is what that is.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class CombinedLayDown:
         workers: int,
         expected_bytes: int,
         combine: Combine,
-        applied: Applied,
     ) -> None:
         self._root = root
         self._chain = chain
@@ -78,7 +76,6 @@ class CombinedLayDown:
                 chain=chain[-1:],
                 workers=workers,
                 expected_bytes=expected_bytes,
-                applied=applied,
             )
             self._final = self._resources.enter_context(final)
         except OSError as error:

@@ -7,15 +7,18 @@ arrive. For each backup of the chain, oldest first:
 1. Files that come whole take the place of what is there; increments are applied to it.
 2. When all of it has come, sizes and checksums are held against the backup's own manifest, which names every file.
 3. What it does not name is removed.
-4. All that is made durable, and only then is the backup said to be applied.
 
-Doing a backup again from its first file, after whatever ended the work in the middle of it, gives the same result:
-an increment says how much of the earlier file counts and what the other blocks are, whatever was written of it before.
+All that is made durable at the end, and on the way at most every ``SYNC_SECONDS``: the work waits for the disk then.
+Whatever ends it in the middle, it goes on behind the last backup that is known to be durable. To do the later ones
+again from their first files gives the same result, whatever was written of them before: a block that none of them
+brings is one that none of them has touched, and a file that one of them has removed is brought whole by a later one or
+by none.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,8 +38,14 @@ from pgkeep.pg.data_directory import BACKUP_MANIFEST
 from pgkeep.pg.incremental_file import IncrementalHeader, is_increment, parse_header, relation_path
 from pgkeep.streams.item import Buffer, DetachedItem, ItemHeader, ItemKind, StreamedItem, content_of
 
+SYNC_SECONDS = 30.0
+"""A kill costs about so much work, and a chain of quick increments waits for the disk once."""
+
 Applied = Callable[[str], object]
-"""Takes the id of a backup that is applied, checked and durable."""
+"""Takes the id of a backup that is applied and checked."""
+
+Lasting = Callable[[int], object]
+"""Takes how many backups of the chain are durable."""
 
 
 class _Skippable(Protocol):
@@ -93,8 +102,9 @@ class RollForward(LayDown):
         workers: As for ``LayDown``.
         expected_bytes: As for ``LayDown``.
         note: As for ``LayDown``.
-        done: How many of the chain an earlier run has applied; items of those don't come.
+        done: How many of the chain an earlier run has made durable; items of those don't come.
         applied: Is told of each backup that is applied.
+        lasting: Is told of each time that all that is applied became durable.
     """
 
     file_class = _RolledFile
@@ -109,7 +119,8 @@ class RollForward(LayDown):
         expected_bytes: int = 0,
         note: Note | None = None,
         done: int = 0,
-        applied: Applied | None = None,
+        applied: Applied = lambda _: None,
+        lasting: Lasting = lambda _: None,
     ) -> None:
         super().__init__(target, root=root, workers=workers, expected_bytes=expected_bytes, note=note)
         self._root = root
@@ -118,6 +129,11 @@ class RollForward(LayDown):
         self._next = done
         self._backup_id = ""
         self._applied = applied
+        self._lasting = lasting
+        self._synced_at = time.monotonic()
+        self._is_again = done > 0
+        # Of files that an earlier run may have removed: an increment's path, by that of its file.
+        self._lacking: dict[str, str] = {}
         self._check = ManifestCheck(self._is_dropped)
 
     def __exit__(
@@ -155,7 +171,11 @@ class RollForward(LayDown):
         if self._next < len(self._chain):
             raise self._not_come(self._chain[self._next])
         self._end_backup()
-        return super().finish(settle)
+        if self._lacking:
+            raise _lacks(next(iter(self._lacking.values())))
+        laid = super().finish(settle)
+        self._lasting(self._next)
+        return laid
 
     # What the pool calls, in its threads.
 
@@ -194,15 +214,21 @@ class RollForward(LayDown):
             self._check.note(file.header.path.removeprefix(self._prefix), rolled.position, rolled.crc)
 
     def _open_file(self, header: ItemHeader, beneath: Beneath, inside: str) -> WrittenFile:
+        path = header.path.removeprefix(self._prefix)
         if not self._is_increment(header.path):
+            if self._lacking:
+                with self._lock:
+                    self._lacking.pop(path, None)
             return super()._open_file(header, beneath, inside)
+        place = relation_path(inside)
         try:
-            return _ChangedFile(beneath.open_file(relation_path(inside)), -1)
+            return _ChangedFile(beneath.open_file(place), -1)
         except FileNotFoundError as error:
-            raise BackupUnusable(
-                f"{header.path} changes a file that none of the backups before it holds",
-                hint="use another backup; a full one needs no other",
-            ) from error
+            if not self._is_again:
+                raise _lacks(header.path) from error
+        with self._lock:
+            self._lacking[relation_path(path)] = header.path
+        return _ChangedFile(beneath.create_file(place), -1)
 
     def _place(self, header: ItemHeader) -> tuple[Path, str]:
         if header.path.startswith(self._wal_prefix):
@@ -245,12 +271,21 @@ class RollForward(LayDown):
         remove_unlisted(self._target, self._listed(), root=self._root)
         for beneath in self._places.values():
             beneath.forget()
+        self._lacking = {path: increment for path, increment in self._lacking.items() if self._is_there(path)}
+        self._applied(self._backup_id)
+        is_last = self._next == len(self._chain)
+        if is_last or self._lacking or time.monotonic() < self._synced_at + SYNC_SECONDS:
+            return
         try:
             self._barrier.sync()
         except OSError as error:
             raise self._write_error(str(self._target.data_directory), error) from error
-        if self._applied is not None:
-            self._applied(self._backup_id)
+        self._lasting(self._next)
+        self._synced_at = time.monotonic()
+
+    def _is_there(self, path: str) -> bool:
+        directory, inside = self._target.place(path)
+        return (directory / inside).exists()
 
     def _listed(self) -> Iterator[str]:
         """Yield the paths of what stays."""
@@ -277,6 +312,13 @@ def _skip(item: DetachedItem | StreamedItem) -> None:
         cast("DetachedItem", item).close()
     elif hasattr(item, "skip"):
         cast("_Skippable", item).skip()
+
+
+def _lacks(increment: str) -> BackupUnusable:
+    return BackupUnusable(
+        f"{increment} changes a file that none of the backups before it holds",
+        hint="use another backup; a full one needs no other",
+    )
 
 
 def _wrong(header: ItemHeader, error: FormatError) -> FormatError:

@@ -200,9 +200,8 @@ def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> 
     root, note = str(request.base.details["root"]), ledger.note if ledger is not None else None
 
     def applied(backup_id: str) -> None:
-        run.record(applied=[*run.state.applied, backup_id])
         if len(request.chain) > 1:
-            request.say(f"applied backup {backup_id}, {len(run.state.applied)} of {len(request.chain)}")
+            request.say(f"applied backup {backup_id}, {request.chain.index(backup_id) + 1} of {len(request.chain)}")
 
     if not request.chain:
         return LayDown(
@@ -220,7 +219,6 @@ def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> 
             workers=request.workers,
             expected_bytes=request.expected_bytes,
             combine=combine_with(request.combine, request.say),
-            applied=lambda _: None,
         )
     from pgkeep.datadir.roll_forward import RollForward
 
@@ -233,4 +231,5 @@ def _work(prepared: PreparedRestore, ledger: Ledger | None, run: RestoreRun) -> 
         note=note,
         done=len(prepared.applied),
         applied=applied,
+        lasting=lambda count: run.record(applied=list(request.chain[:count])),
     )

@@ -174,8 +174,9 @@ def _applied(request: RestoreRequest, target: Target) -> tuple[str, ...]:
     """Return which backups of the chain need not be laid down again."""
     if request.unfinished is None or not target.is_marked:
         return ()
-    found = tuple(request.unfinished.applied)
-    return found if found == request.chain[: len(found)] else ()
+    # What was written of the others is put right by doing them again, and by no other backups.
+    begun = tuple(request.unfinished.chain)
+    return tuple(request.unfinished.applied) if begun == request.chain[: len(begun)] else ()
 
 
 def _service(request: RestoreRequest) -> Service:

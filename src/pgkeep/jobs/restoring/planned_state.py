@@ -64,6 +64,7 @@ def planned_state(prepared: PreparedRestore, *, restore_id: str) -> RestoreState
         wiped_identities=[identity_of(path) for path in prepared.wiped],
         wal_link=_wal_link(prepared),
         wal_directory=str(separate_wal_directory(target.data_directory) or "") if _wal_link(prepared) else "",
+        chain=list(request.chain),
         applied=list(prepared.applied),
         is_asked_to_start=request.start,
         asked=request.asked,

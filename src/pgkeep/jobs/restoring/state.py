@@ -88,7 +88,8 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         wal_link: What ``pg_wal`` is, and was, a link to; empty when it is a directory like others.
         wal_directory: Where that leads.
         is_cleared: Whether all of that is out of the way.
-        applied: Ids of the backups of a chain that are laid down for good, oldest first.
+        chain: Ids of the backups that are rolled forward, oldest first; empty where there is only one.
+        applied: Those of them that are laid down for good.
         phases_done: 1 to 6.
         access: The directory of the private socket, as long as the server is fenced.
         is_past_target: Whether the replay goes on to the end of the WAL, since the target was not reached.
@@ -150,6 +151,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     wal_link: str = ""
     wal_directory: str = ""
     is_cleared: bool = False
+    chain: list[str] = []
     applied: list[str] = []
     phases_done: int = 1
     access: str = ""
