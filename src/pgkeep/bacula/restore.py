@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pgkeep.bacula.announced import Announced
 from pgkeep.bacula.channel import Channel
-from pgkeep.bacula.objects import OBJECT_BESIDE, RESTORE_OBJECT, parse_head_object
 from pgkeep.bacula.restore_options import restore_settings
 from pgkeep.bacula.restore_supply import RestoreStream
 from pgkeep.bacula.session import Session
@@ -45,14 +45,10 @@ from pgkeep.jobs.streamed.files import restore_files
 from pgkeep.jobs.streamed.plan import prepare_stream
 from pgkeep.jobs.streamed.proved_times import last_wal_file
 from pgkeep.jobs.streamed.restore import ArrivingItem, TakeBeside, restore_stream
-from pgkeep.jobs.streamed.selection import PartialSelection, Selection
+from pgkeep.jobs.streamed.selection import PartialSelection
 from pgkeep.settings import Rank, Resolved
 from pgkeep.settings.parameter import PHYSICAL_MODES
-from pgkeep.streams.record import RecordHead, RecordTail
-from pgkeep.wire.packet import PacketKind
-
-MAX_OBJECT_BYTES = 1 << 20
-MAX_NAME_BYTES = 64 << 10
+from pgkeep.streams.record import RecordHead
 
 Work = Callable[[Iterable[ArrivingItem]], object]
 """Phases 2 and later."""
@@ -101,11 +97,7 @@ class _Restore:
         self._mode = str(self._settings.get("mode"))
         prefix = f"@postgresql/cluster_{cluster_id}" if cluster_id else "@postgresql"
         self._root = f"{prefix}/{self._mode}"
-        self._heads: list[tuple[RecordHead, RecordTail]] = []
-        self._others: list[RecordHead] = []
-        self._selection: Selection | None = None
-        self._beside: Selection | None = None
-        self._has_base = False
+        self._announced = Announced(session.channel)
         self._now = dt.datetime.now(dt.UTC)
         restore_id = str(session.job.job_id or f"{self._now:%Y%m%dT%H%M%SZ}")
         self._audit = audit_file(self._settings, restore_id, say=self._say, warn=self._channel.warn)
@@ -131,10 +123,10 @@ class _Restore:
         command = channel.expect_command()
         while not command.startswith("FNAME:") and command != "FINISH":
             if command.startswith("RESTOREOBJ:"):
-                self._take_object(command.removeprefix("RESTOREOBJ:"))
+                self._announced.take_object(command.removeprefix("RESTOREOBJ:"))
             elif command == "EXPECT" and channel.is_extended:
                 self._take_root()
-                self._selection = self._read_expected()
+                self._announced.take_expected(root=self._root, prefix=self._prefix)
                 work = self._prepare()
             else:
                 raise WireError(f'expected a restore object, FNAME or FINISH, found "{command[:80]}"')
@@ -158,63 +150,20 @@ class _Restore:
 
     def _take_root(self) -> None:
         """Restore what the backups say they hold: the host that made them may have had other settings than this one."""
-        roots = {str(head.details.get("root", "")) for head, _ in self._heads}
-        if not self._heads or (self._root in roots and not self._channel.is_extended):
+        heads = self._announced.heads
+        roots = {str(head.details.get("root", "")) for head, _ in heads}
+        if not heads or (self._root in roots and not self._channel.is_extended):
             return
-        newest, _ = max(self._heads, key=lambda one: one[0].backup_id)
+        newest, _ = max(heads, key=lambda one: one[0].backup_id)
         root = str(newest.details.get("root", self._root))
         if root != self._root:
             self._say(f"the backup is one of {root}, these settings would make one of {self._root}")
         self._root, self._mode = root, newest.mode
-        self._heads = [(head, tail) for head, tail in self._heads if head.details.get("root") == root]
-
-    def _take_object(self, name: str) -> None:
-        content = bytearray()
-        length = -1
-        while (packet := self._channel.receive()).kind is not PacketKind.END:
-            if packet.kind is PacketKind.DATA:
-                content += packet.payload
-                if len(content) > MAX_OBJECT_BYTES:
-                    raise WireError(f"a restore object of more than {MAX_OBJECT_BYTES} bytes")
-            elif packet.kind is PacketKind.COMMAND and packet.text.startswith("RESTOREOBJ_LEN:"):
-                text = packet.text.removeprefix("RESTOREOBJ_LEN:")
-                length = int(text) if text.isascii() and text.isdigit() else -1
-            elif packet.kind is not PacketKind.COMMAND or not packet.text.startswith("RESTOREOBJ_JOB:"):
-                raise self._channel.unexpected(packet, "the content of a restore object")
-        if len(content) != length:
-            raise WireError(f"the restore object {name} has {len(content)} bytes, announced were {length}")
-        if name == RESTORE_OBJECT:
-            self._heads.append(parse_head_object(bytes(content)))
-        elif name == OBJECT_BESIDE:
-            # What another line cannot read, that line says.
-            with contextlib.suppress(FormatError):
-                self._others.append(parse_head_object(bytes(content))[0])
-
-    def _read_expected(self) -> Selection | None:
-        """Return what the daemon says that will come; None when it names nothing at all."""
-        selection = Selection(self._root)
-        beside = self._beside = Selection(f"{self._prefix}/{CDP_MODE}")
-        rest, is_empty = b"", True
-        for piece in self._channel.data():
-            *entries, rest = (rest + bytes(piece)).split(b"\0")
-            for entry in entries:
-                is_empty = False
-                fields = entry.decode("utf-8", "surrogateescape").split(" ", 3)
-                if len(fields) < 4 or not fields[0].lstrip("-").isdigit() or not fields[1].lstrip("-").isdigit():
-                    raise WireError(f'an entry of EXPECT is "<size> <mtime> <delta> <name>", found {entry[:80]!r}')
-                for one in (selection, beside):
-                    one.add(fields[3].lstrip("/").removesuffix("/"), int(fields[0]), int(fields[1]))
-                self._has_base |= fields[3].endswith("/backup_label")
-            if len(rest) > MAX_NAME_BYTES:
-                raise WireError("an entry of EXPECT has no end")
-        if rest:
-            raise WireError(f"an entry of EXPECT has no end: {rest[:80]!r}")
-        # When the catalog has lost the names of the files (File Retention), whole jobs come and none is announced.
-        return selection if not is_empty else None
+        self._announced.leave_only(root)
 
     def _prepare(self) -> Work:
         """Phase 1."""
-        selection = self._selection
+        selection = self._announced.selection
         if selection is not None and not selection.files and not selection.records:
             return _skip
         if self._is_for_another_mode():
@@ -252,14 +201,14 @@ class _Restore:
         with contextlib.nullcontext() if is_dry else self._audit.kept():
             try:
                 prepared = prepare_stream(
-                    self._heads,
-                    self._selection,
+                    self._announced.heads,
+                    self._announced.selection,
                     settings=self._settings,
                     place=self._where.place,
                     now=self._now,
                     audit=self._audit,
                     beside=self._cdp_heads(),
-                    wal_beside=self._beside.wal if self._beside is not None else (),
+                    wal_beside=self._announced.beside.wal if self._announced.beside is not None else (),
                     beside_directory=self._wal_beside.directory,
                 )
             except PartialSelection as found:
@@ -294,8 +243,8 @@ class _Restore:
         beside.begin()
         # Where nothing is announced, whole jobs come.
         expected = (
-            [name for name, _ in self._beside.wal]
-            if self._beside is not None and self._selection is not None
+            [name for name, _ in self._announced.beside.wal]
+            if self._announced.beside is not None and self._announced.selection is not None
             else [name for name in map(last_wal_file, heads) if name]
         )
         return lambda wal: self._say(f"WAL of mode cdp: {beside.hand_over(expected, wal)} files")
@@ -305,8 +254,9 @@ class _Restore:
             return self._prepare_files("")
         from pgkeep.jobs.streamed.dump import prepare_dump
 
+        announced = self._announced
         plan = prepare_dump(
-            self._heads, self._selection, root=self._root, settings=self._settings, warn=self._channel.warn
+            announced.heads, announced.selection, root=self._root, settings=self._settings, warn=self._channel.warn
         )
         if self._settings.flag("dry_run_restore"):
             plan.close()
@@ -317,8 +267,8 @@ class _Restore:
 
     def _prepare_wal(self) -> Work:
         """Prepare to take WAL for the base backup that another Plugin line restores."""
-        bases = [head for head in self._others if head.has_files and self._is_near(head)]
-        if not bases or not (self._has_base or self._selection is None):
+        bases = [head for head in self._announced.others if head.has_files and self._is_near(head)]
+        if not bases or not (self._announced.has_base or self._announced.selection is None):
             if self._where.place is not None:
                 return self._prepare_files("no base backup of the cluster comes with this WAL")
             raise RestoreRefused(
@@ -343,10 +293,10 @@ class _Restore:
 
     def _cdp_heads(self) -> list[RecordHead]:
         """Return the heads of the jobs of mode cdp whose WAL belongs to the backups of this line."""
-        ours = {head.system_identifier for head, _ in self._heads}
+        ours = {head.system_identifier for head, _ in self._announced.heads}
         return [
             head
-            for head in self._others
+            for head in self._announced.others
             if head.mode == CDP_MODE and head.system_identifier in ours and self._is_near(head)
         ]
 
@@ -370,7 +320,8 @@ class _Restore:
             return self._plan_only([f"files: into {place}"])
         if reason:
             self._channel.warn(reason)
-        expected = self._selection.files + len(self._selection.records) if self._selection is not None else None
+        selection = self._announced.selection
+        expected = selection.files + len(selection.records) if selection is not None else None
 
         def work(items: Iterable[ArrivingItem]) -> None:
             restore_files(
