@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pgkeep.errors import BackupUnusable
+from pgkeep.errors import BackupUnusable, RestoreRefused
 from pgkeep.modes.dump_plan import DumpDetails
 from pgkeep.streams.compression import Compression
 from tests.dump.parallel import ROOT, make_large, parallel_dump_of, parts
@@ -126,6 +126,27 @@ def test_one_worker_copies_whole_tables(
 
 
 @pytest.mark.pg(">=18")
+def test_partitions_by_hash_of_an_enum(cluster: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """Rows that belong to another partition in another database, since an enum's hash is of OIDs, find it there."""
+    cluster.sql("CREATE DATABASE hashed")
+    cluster.sql(_HASHED, dbname="hashed")
+    backup = parallel_dump_of(cluster, "hashed", bin_dir=bin_dir, include_globals=False)
+    assert {path.split("/")[1] for path in parts(backup, "hashed", "tables/")} == {"public.beside"}
+    restore_cluster(cluster, backup, bin_dir=bin_dir, databases=("hashed",), new_database="elsewhere", tmpdir=tmp_path)
+    query = "SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM hashed AS t"
+    assert cluster.sql(query, dbname="elsewhere") == cluster.sql(query, dbname="hashed")
+    # The whole again, in a database where the same labels have OIDs of their own.
+    cluster.sql("DROP TABLE hashed", dbname="elsewhere")
+    arguments: dict[str, Any] = {"databases": ("hashed",), "new_database": "elsewhere", "tmpdir": tmp_path}
+    restore_cluster(cluster, backup, bin_dir=bin_dir, tables="public.hashed", **arguments)
+    assert cluster.sql(query, dbname="elsewhere") == cluster.sql(query, dbname="hashed")
+    # A partition alone would come back with the rows of others, or with none.
+    cluster.sql("DROP TABLE hashed", dbname="elsewhere")
+    with pytest.raises(RestoreRefused, match=r'partition "public"."hashed_0_low" cannot come back without .*"hashed"'):
+        restore_cluster(cluster, backup, bin_dir=bin_dir, tables="public.hashed_0_low", **arguments)
+
+
+@pytest.mark.pg(">=18")
 def test_two_archives_as_once_made(
     large: Cluster, large_digests: dict[str, str], bin_dir: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +191,22 @@ _MANY = """
 DO $$ BEGIN FOR i IN {}..{} LOOP
   EXECUTE format('CREATE TABLE t_%s AS SELECT g AS id, md5(g::text || %s) AS v FROM generate_series(1, 3) g', i, i);
 END LOOP; END $$
+"""
+
+_HASHED = """
+CREATE TABLE beside AS SELECT g AS id, repeat('b', 100) AS body FROM generate_series(1, 2000) g;
+DO $$ BEGIN
+  EXECUTE 'CREATE TYPE letter AS ENUM (' || (SELECT string_agg(quote_literal(g), ',') FROM generate_series(1, 64) g)
+    || ')';
+  CREATE TABLE hashed (which letter, id int, body text) PARTITION BY HASH (which);
+  FOR i IN 0..1 LOOP
+    EXECUTE format('CREATE TABLE hashed_%s PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER %s) '
+      'PARTITION BY RANGE (id)', i, i);
+    EXECUTE format('CREATE TABLE hashed_%s_low PARTITION OF hashed_%s FOR VALUES FROM (MINVALUE) TO (3000)', i, i);
+    EXECUTE format('CREATE TABLE hashed_%s_rest PARTITION OF hashed_%s DEFAULT', i, i);
+  END LOOP;
+  INSERT INTO hashed SELECT (enum_range(NULL::letter))[g % 64 + 1], g, repeat('e', 100) FROM generate_series(1, 6000) g;
+END $$
 """
 
 _SHAPE = """

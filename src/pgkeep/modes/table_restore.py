@@ -119,7 +119,7 @@ def restore_tables(
                 for name in choice.names:
                     session.execute(f"ANALYZE {name.quoted}".encode())
     for table in choice.tables:
-        if table.has_rows:
+        if table.name in counts:
             say(f"table {table.name.quoted}: {counts[table.name]} rows")
     for key in choice.keys_to:
         warn(f"foreign key of another table is not restored: {key.statement}")
@@ -136,6 +136,15 @@ def _choose(session: psycopg.Connection[Any], filters: Sequence[TableFilter], wa
         chosen |= more
     by_oid = {table.oid: table for table in listed}
     tables = [table for table in listed if table.oid in chosen]
+    for table in tables:
+        if table.entrance and table.entrance not in chosen:
+            # pg_dump loads it through that one, which sends rows to other partitions than those they were in.
+            entrance = by_oid[table.entrance].name
+            raise RestoreRefused(
+                f"partition {table.name.quoted} cannot come back without {entrance.quoted}: a hash of an enum says "
+                "which rows are in it, and that is another one in each database",
+                hint=f"restore {entrance} with all its partitions",
+            )
     detached = [table for table in tables if table.parent and table.parent not in chosen]
     for table in detached:
         parent = by_oid[table.parent].name
@@ -222,9 +231,10 @@ def _add_keys(session: psycopg.Connection[Any], keys: Sequence[ForeignKey], warn
 def _prove(session: psycopg.Connection[Any], tables: Sequence[CatalogTable], counts: dict[TableName, int]) -> None:
     """Raise BackupUnusable when a table has not the rows that it should have."""
     for table in tables:
-        if not table.has_rows:
+        if table.name not in counts:
             continue
-        row = session.execute(f"SELECT count(*) FROM ONLY {table.name.quoted}".encode()).fetchone()
+        only = "ONLY " if table.has_rows else ""
+        row = session.execute(f"SELECT count(*) FROM {only}{table.name.quoted}".encode()).fetchone()
         assert row is not None
         if row[0] != counts[table.name]:
             raise BackupUnusable(

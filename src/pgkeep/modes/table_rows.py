@@ -109,6 +109,7 @@ class RowSource:
         where: str,
     ) -> None:
         self._tables = [table for table in tables if table.has_rows]
+        self._entrances = {table.oid: table.name for table in tables}
         self._chunks = chunks
         self._workshop = workshop
         self._fill = fill
@@ -130,11 +131,14 @@ class RowSource:
         """Leave nothing: the workshop goes as a whole."""
 
     def load(self, session: psycopg.Connection[Any]) -> dict[TableName, int]:
-        """Load all rows in *session*, in which the tables have just been made; return how many each has."""
+        """Load all rows in *session*, in which the tables have just been made; return how many each took in."""
         found: dict[TableName, int] = {}
         for table in self._tables:
             if self._chunks is not None and table.name in self._chunks:
                 found[table.name] = self._chunks.load(table.name, session, where=self._where)
+            elif table.entrance:
+                entrance = self._entrances[table.entrance]
+                found[entrance] = found.get(entrance, 0) + self._transfer(table, session, entrance)
             else:
                 found[table.name] = self._transfer(table, session)
         return found
@@ -159,12 +163,17 @@ class RowSource:
         assert row is not None
         return str(row[0])
 
-    def _transfer(self, table: CatalogTable, session: psycopg.Connection[Any]) -> int:
-        """Copy the rows of one table out of the workshop."""
+    def _transfer(
+        self, table: CatalogTable, session: psycopg.Connection[Any], entrance: TableName | None = None
+    ) -> int:
+        """Copy the rows of one table out of the workshop, and in through *entrance* if there is one."""
         columns = f" ({quoted_columns(list(table.columns))})" if table.columns else ""
-        target = f"COPY {table.name.quoted}{columns}"
         encoding = sql.Literal(self._encoding()).as_string(None)
-        answer = copy_out(self._workshop, f"{target} TO STDOUT (ENCODING {encoding})", where=self._where)
+        command = f"COPY {table.name.quoted}{columns} TO STDOUT (ENCODING {encoding})"
+        answer = copy_out(self._workshop, command, where=self._where)
+        # A partitioned table takes no frozen rows.
+        options = f"ENCODING {encoding}" if entrance else f"ENCODING {encoding}, {_FREEZE}"
+        command = f"COPY {(entrance or table.name).quoted}{columns} FROM STDIN ({options})"
         rows = 0
 
         def content() -> Iterator[Buffer]:
@@ -176,7 +185,7 @@ class RowSource:
                 rows += chunk.rows
                 yield chunk.content
 
-        taken = copy_in(session, f"{target} FROM STDIN (ENCODING {encoding}, {_FREEZE})", content(), where=self._where)
+        taken = copy_in(session, command, content(), where=self._where)
         if taken != rows:
             raise BackupUnusable(f"table {table.name.quoted} took {taken} rows, expected {rows}")
         return taken

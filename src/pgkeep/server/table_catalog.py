@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from pgkeep.server.table_facts import placed_by_enum
+
 if TYPE_CHECKING:
     import psycopg
 
@@ -42,6 +44,8 @@ class CatalogTable:
         parent: OID of the table that it is a partition of; 0 for none.
         bound: Of which values, ``FOR VALUES …``.
         columns: Those that a COPY takes.
+        entrance: OID of the partitioned table through which alone its rows come in, since a hash of an enum says in
+            which partition they are, and that is another one in each database; 0 for none.
     """
 
     name: TableName
@@ -50,6 +54,7 @@ class CatalogTable:
     parent: int
     bound: str
     columns: tuple[str, ...]
+    entrance: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +76,24 @@ class ForeignKey:
 def list_catalog(session: psycopg.Connection[Any]) -> list[CatalogTable]:
     """Return the tables of *session*'s database that no extension made, by schema and name."""
     rows = session.execute(
-        """
+        f"""
         SELECT n.nspname, c.relname, c.oid, c.relkind = 'r', coalesce(i.inhparent, 0),
                coalesce(pg_get_expr(c.relpartbound, c.oid), ''),
                ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
-                     AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum)
+                     AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum),
+               CASE WHEN {placed_by_enum("c.oid")} THEN pg_partition_root(c.oid)::oid ELSE 0 END
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_inherits i ON c.relispartition AND i.inhrelid = c.oid
         WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
           AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                           AND d.deptype = 'e')
         ORDER BY 1, 2
-        """
+        """.encode()
     ).fetchall()
-    return [CatalogTable(TableName(row[0], row[1]), row[2], row[3], row[4], row[5], tuple(row[6])) for row in rows]
+    return [
+        CatalogTable(TableName(schema, name), oid, has_rows, parent, bound, tuple(columns), entrance)
+        for schema, name, oid, has_rows, parent, bound, columns, entrance in rows
+    ]
 
 
 def sequences_of(session: psycopg.Connection[Any], tables: Sequence[int]) -> list[tuple[TableName, bool]]:

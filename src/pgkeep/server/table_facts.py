@@ -33,6 +33,8 @@ class TableFacts:
         is_unlogged: Whether a standby has nothing of it.
         is_of_extension: Whether an extension made it, which then says what of it is dumped.
         is_filtered: Whether row level security hides rows from the asking role.
+        is_placed_by_enum: Whether a hash of an enum says which rows of a partitioned table are in it. That hash is of
+            an OID, which is another in each database, so only that partitioned table knows where its rows go.
         key: Name of the first column of the primary key, where that is a number; empty otherwise.
         key_type: Name of that column's type; empty when there is no such key.
         histogram: Of that column, from the statistics; empty when there are none.
@@ -48,6 +50,7 @@ class TableFacts:
     is_unlogged: bool = False
     is_of_extension: bool = False
     is_filtered: bool = False
+    is_placed_by_enum: bool = False
     key: str = ""
     key_type: str = ""
     histogram: tuple[Decimal, ...] = ()
@@ -85,12 +88,13 @@ def list_tables(
     """
     block_size = int(connection.execute("SELECT current_setting('block_size')").fetchall()[0][0])
     rows = connection.execute(
-        """
+        f"""
         SELECT t.*, (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
                      WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
                pg_catalog.row_security_active(t.oid::oid),
                EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
-                       AND d.objid = t.oid AND d.deptype = 'e')
+                       AND d.objid = t.oid AND d.deptype = 'e'),
+               {placed_by_enum("t.oid::oid")}
         FROM (SELECT c.oid::int8 AS oid, n.nspname::text, c.relname::text, c.relpersistence::text,
                      coalesce(pg_catalog.pg_table_size(c.oid), 0) AS size,
                      coalesce(pg_catalog.pg_relation_size(c.oid), 0), coalesce(m.amname::text, '')
@@ -103,11 +107,11 @@ def list_tables(
                 AND (pg_catalog.pg_relation_size(c.oid) >= %(least)s OR pg_catalog.pg_relation_size(c.oid)
                      + coalesce(pg_catalog.pg_relation_size(nullif(c.reltoastrelid, 0)), 0) >= %(least)s)) t
         ORDER BY t.size DESC, t.oid LIMIT %(most)s
-        """,
+        """.encode(),
         {"least": least_bytes, "most": at_most, "among": None if among is None else list(among)},
     ).fetchall()
     tables = []
-    for oid, schema, name, persistence, size, main, method, columns, is_filtered, is_of_extension in rows:
+    for oid, schema, name, persistence, size, main, method, columns, is_filtered, is_of_extension, by_enum in rows:
         key, key_type, histogram = _key(connection, oid) if with_keys or method != "heap" else ("", "", ())
         tables.append(
             TableFacts(
@@ -121,12 +125,25 @@ def list_tables(
                 is_unlogged=persistence == "u",
                 is_of_extension=is_of_extension,
                 is_filtered=is_filtered,
+                is_placed_by_enum=by_enum,
                 key=key,
                 key_type=key_type,
                 histogram=histogram,
             )
         )
     return tables
+
+
+def placed_by_enum(oid: str) -> str:
+    """Return the SQL that says whether a hash of an enum decides which rows are in the partition with this *oid*."""
+    return f"""
+        EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors({oid}) AS ancestor(oid)
+                JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = ancestor.oid
+                JOIN pg_catalog.pg_opclass o ON o.oid = ANY (p.partclass)
+                JOIN pg_catalog.pg_am h ON h.oid = o.opcmethod
+                WHERE h.amname = 'hash' AND o.opcname = 'enum_ops'
+                AND o.opcnamespace = 'pg_catalog'::regnamespace)
+    """
 
 
 def filtered_tables(connection: psycopg.Connection[Any]) -> list[str]:
