@@ -147,6 +147,27 @@ def test_partitions_by_hash_of_an_enum(cluster: Cluster, bin_dir: Path, tmp_path
 
 
 @pytest.mark.pg(">=18")
+def test_names_in_other_encodings(cluster: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """Rows of a table whose name is not ASCII come once, whatever encoding the database or its sessions have."""
+    for dbname, encoding in (("latin", "LATIN1"), ("bytes", "SQL_ASCII"), ("usual", "UTF8")):
+        cluster.sql(f"CREATE DATABASE {dbname} TEMPLATE template0 ENCODING '{encoding}'")
+        with cluster.connect(dbname, client_encoding="UTF8") as connection:
+            connection.execute(
+                """CREATE TABLE "tä" AS SELECT g AS id, repeat('ü', 100) AS v FROM generate_series(1, 900) g"""
+            )
+    cluster.sql("ALTER DATABASE usual SET client_encoding TO 'LATIN1'")
+    names = ("latin", "bytes", "usual")
+    backup = parallel_dump_of(cluster, *names, bin_dir=bin_dir, include_globals=False)
+    query = """SELECT count(*), md5(string_agg(v, '' ORDER BY id)) FROM "tä" """
+    for dbname in names:
+        assert parts(backup, dbname, "tables/")
+        new = f"{dbname}_again"
+        restore_cluster(cluster, backup, bin_dir=bin_dir, databases=(dbname,), new_database=new, tmpdir=tmp_path)
+        with cluster.connect(dbname, client_encoding="UTF8") as old, cluster.connect(new, client_encoding="UTF8") as now:
+            assert now.execute(query).fetchone() == old.execute(query).fetchone()
+
+
+@pytest.mark.pg(">=18")
 def test_two_archives_as_once_made(
     large: Cluster, large_digests: dict[str, str], bin_dir: Path, tmp_path: Path
 ) -> None:

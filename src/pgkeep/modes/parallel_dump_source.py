@@ -35,6 +35,7 @@ from pgkeep.server.connection import Server
 from pgkeep.server.copy_out import copy_out
 from pgkeep.server.database import DatabaseProperties
 from pgkeep.server.dump_snapshot import DumpSnapshot, with_recovery_advice
+from pgkeep.server.table_facts import names_as_stored
 from pgkeep.server.waiting import let_arrivals_gather
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader
 from pgkeep.streams.record import RecordHead
@@ -170,10 +171,13 @@ class ParallelDumpSource:
     def _dump_rest(self, parts: DatabaseParts, snapshot: DumpSnapshot, tables: Sequence[TablePlan]) -> None:
         """Send the definitions, then the list of tables, let the chunks go, and send what workers do not copy."""
         plan = self._plan
+        # A name in another encoding is none that pg_dump finds: it would copy the rows once more.
+        names = snapshot.query(partial(names_as_stored, names=[table.facts.quoted() for table in tables]))
         arguments = plan.command.arguments(
             parts.database.name,
             snapshot=snapshot.name,
-            tables_without_data=[table.facts.quoted() for table in tables],
+            tables_without_data=names,
+            encoding=parts.database.encoding if names else "",
         )
         with self._pg_dump(parts, arguments) as child:
             archive = DividedArchive(finished(child), task=task_of(parts.database))

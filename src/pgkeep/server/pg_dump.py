@@ -73,6 +73,7 @@ class DumpCommand:
         snapshot: str = "",
         sections: Sequence[str] = (),
         tables_without_data: Sequence[str] = (),
+        encoding: str = "",
     ) -> list[str | Path]:
         """
         Return the command for *dbname*, writing to *directory* (directory format) or to standard output.
@@ -82,7 +83,8 @@ class DumpCommand:
             directory: Is made by pg_dump.
             snapshot: An exported snapshot to read in; empty for one of its own.
             sections: Only these, of ``pre-data``, ``data`` and ``post-data``; empty for all.
-            tables_without_data: Names of tables, quoted for SQL, whose rows are left out.
+            tables_without_data: Names of tables, quoted for SQL and in *encoding*, whose rows are left out.
+            encoding: Of the archive and of these names; empty for that of the session that pg_dump gets.
         """
         words: list[str | Path] = [self.toolbox.program("pg_dump"), f"--format={self.format.value}", "--no-password"]
         if self.format.compresses:
@@ -98,6 +100,8 @@ class DumpCommand:
             words += [f"--file={directory}", f"--jobs={self.jobs}", "--no-sync"]
         if snapshot:
             words.append(f"--snapshot={snapshot}")
+        if encoding:
+            words.append(f"--encoding={encoding}")
         words += [f"--section={section}" for section in sections]
         # In quotes nothing in a name is a pattern (processSQLNamePattern in fe_utils/string_utils.c).
         words += [f"--exclude-table-data={name}" for name in tables_without_data]

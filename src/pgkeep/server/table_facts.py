@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -156,6 +157,18 @@ def filtered_tables(connection: psycopg.Connection[Any]) -> list[str]:
         """
     ).fetchall()
     return [name for (name,) in rows]
+
+
+def names_as_stored(connection: psycopg.Connection[Any], names: Sequence[str]) -> list[str]:
+    """Return *names* as arguments of a child that takes them in the encoding of *connection*'s database, in order."""
+    rows = connection.execute(
+        """
+        SELECT pg_catalog.convert_to(name, pg_catalog.getdatabaseencoding())
+        FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS given(name, number) ORDER BY number
+        """,
+        [list(names)],
+    ).fetchall()
+    return [os.fsdecode(name) for (name,) in rows]
 
 
 def key_ends(connection: psycopg.Connection[Any], table: TableFacts) -> tuple[Decimal, Decimal] | None:
