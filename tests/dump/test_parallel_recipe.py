@@ -28,12 +28,38 @@ def test_recipe_restores_without_pgkeep(
         assert (done.returncode, done.stdout, done.stderr) == (0, "restore.sh: restored\n", "")
         assert digests(large, "again") == large_digests
         chunk = script.parent / parts(backup, "large", "tables/public.ledger")[0]
+        if compression is Compression.NONE:
+            # Cut between two rows, it is a chunk like any other; only the number of rows tells.
+            whole = chunk.read_bytes()
+            chunk.write_bytes(whole[: whole.index(b"\n") + 1])
+            done = run_recipe(script, large, bin_dir)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "rows in tables/public.ledger, expected" in done.stderr
         chunk.unlink()
         done = run_recipe(script, large, bin_dir)
         assert (done.returncode, done.stdout) == (1, "")
         assert "files in tables/public.ledger, expected" in done.stderr
     finally:
         large.sql("DROP DATABASE IF EXISTS again")
+
+
+@pytest.mark.pg(">=17")
+def test_recipe_where_the_database_has_another_encoding(large: Cluster, bin_dir: Path, tmp_path: Path) -> None:
+    """The names in restore.sh are what they are, whatever encoding psql would choose by itself."""
+    large.sql("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1'")
+    try:
+        with large.connect("latin", client_encoding="UTF8") as connection:
+            connection.execute("""CREATE TABLE "tä" AS SELECT repeat('ü', 100) AS v FROM generate_series(1, 900)""")
+        backup = parallel_dump_of(large, "latin", bin_dir=bin_dir, include_globals=False)
+        script = write_files(backup, tmp_path) / "latin.parts" / "restore.sh"
+        done = run_recipe(script, large, bin_dir, encoding="LATIN1")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "restore.sh: restored\n", "")
+        with large.connect("again", client_encoding="UTF8") as connection:
+            query = """SELECT count(*), min(v), max(v) FROM "tä" """
+            assert connection.execute(query).fetchone() == (900, "ü" * 100, "ü" * 100)
+    finally:
+        large.sql("DROP DATABASE IF EXISTS again")
+        large.sql("DROP DATABASE latin")
 
 
 @pytest.mark.pg(">=17")
@@ -56,7 +82,9 @@ def test_sequences_without_a_row(large: Cluster, bin_dir: Path, tmp_path: Path) 
         large.sql("DROP DATABASE counted")
 
 
-def run_recipe(script: Path, cluster: Cluster, bin_dir: Path) -> subprocess.CompletedProcess[str]:
+def run_recipe(
+    script: Path, cluster: Cluster, bin_dir: Path, *, encoding: str = "UTF8"
+) -> subprocess.CompletedProcess[str]:
     """Run *script* on a new database ``again``."""
     environment = {
         "PATH": f"{bin_dir}:{os.environ['PATH']}",
@@ -65,5 +93,5 @@ def run_recipe(script: Path, cluster: Cluster, bin_dir: Path) -> subprocess.Comp
         "PGUSER": "postgres",
     }
     cluster.sql("DROP DATABASE IF EXISTS again")
-    cluster.sql("CREATE DATABASE again TEMPLATE template0")
+    cluster.sql(f"CREATE DATABASE again TEMPLATE template0 ENCODING '{encoding}'")
     return subprocess.run(["sh", script, "again"], env=environment, capture_output=True, text=True)

@@ -25,7 +25,7 @@ def copy_in_command(schema: str, name: str, columns: list[str], encoding: str, *
 def render_recipe(parts: DatabaseParts, suffix: str) -> str:
     """Return the script for the parts of one database, whose chunks have *suffix*."""
     loads = "\n".join(
-        f"load {shlex.quote(table.plan.directory)} {table.chunks} "
+        f"load {shlex.quote(table.plan.directory)} {table.chunks} {table.rows} "
         + shlex.quote(
             copy_in_command(
                 table.plan.facts.schema, table.plan.facts.name, list(table.plan.facts.columns), parts.encoding
@@ -49,6 +49,8 @@ def render_recipe(parts: DatabaseParts, suffix: str) -> str:
 set -eu
 new=${{1:?usage: sh {RECIPE_FILE} NEW_NAME}}
 cd "$(dirname "$0")"
+# That of this script; rows are in the one that COPY names.
+export PGCLIENTENCODING=UTF8
 
 # directory, how many files must be in it
 expect() {{
@@ -57,13 +59,16 @@ expect() {{
     [ "$2" -eq 0 ] || find "$1" -type f -exec {_CHECKS[suffix]} {{}} +
 }}
 
-# directory, number of chunks, command
+# directory, number of chunks, number of rows, command
 load() {{
     expect "{TABLES_DIRECTORY}/$1" "$2"
     [ "$2" -ne 0 ] || return 0
+    rows=0
     for chunk in "{TABLES_DIRECTORY}/$1"/*; do
-        {_READERS[suffix]} "$chunk" | psql -Xq -v ON_ERROR_STOP=1 -d "$new" -c 'SET xmloption TO content' -c "$3"
+        told=$({_READERS[suffix]} "$chunk" | psql -X -v ON_ERROR_STOP=1 -d "$new" -c 'SET xmloption TO content' -c "$4")
+        rows=$((rows + ${{told##*COPY }}))
     done
+    [ "$rows" -eq "$3" ] || {{ echo "{RECIPE_FILE}: $rows rows in {TABLES_DIRECTORY}/$1, expected $3" >&2; exit 1; }}
 }}
 
 expect {DATA_DIRECTORY} {parts.pieces}
