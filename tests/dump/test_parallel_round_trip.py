@@ -155,6 +155,7 @@ def test_names_in_other_encodings(cluster: Cluster, bin_dir: Path, tmp_path: Pat
             connection.execute(
                 """CREATE TABLE "tä" AS SELECT g AS id, repeat('ü', 100) AS v FROM generate_series(1, 900) g"""
             )
+            connection.execute("""CREATE TABLE "mü" AS SELECT 'mä' AS v""")
     cluster.sql("ALTER DATABASE usual SET client_encoding TO 'LATIN1'")
     names = ("latin", "bytes", "usual")
     backup = parallel_dump_of(cluster, *names, bin_dir=bin_dir, include_globals=False)
@@ -163,8 +164,18 @@ def test_names_in_other_encodings(cluster: Cluster, bin_dir: Path, tmp_path: Pat
         assert parts(backup, dbname, "tables/")
         new = f"{dbname}_again"
         restore_cluster(cluster, backup, bin_dir=bin_dir, databases=(dbname,), new_database=new, tmpdir=tmp_path)
-        with cluster.connect(dbname, client_encoding="UTF8") as old, cluster.connect(new, client_encoding="UTF8") as now:
+        with (
+            cluster.connect(dbname, client_encoding="UTF8") as old,
+            cluster.connect(new, client_encoding="UTF8") as now,
+        ):
             assert now.execute(query).fetchone() == old.execute(query).fetchone()
+            # What workers copied of a table, and what pg_dump copied.
+            now.execute("""DROP TABLE "tä", "mü" """)
+            restore_cluster(
+                cluster, backup, bin_dir=bin_dir, databases=(dbname,), new_database=new, tables="tä,mü", tmpdir=tmp_path
+            )
+            for one in (query, """SELECT v FROM "mü" """):
+                assert now.execute(one).fetchone() == old.execute(one).fetchone()
 
 
 @pytest.mark.pg(">=18")

@@ -230,6 +230,7 @@ class DumpRestorer:
                     loaded.temporary,
                     target.path,
                     supply,
+                    encoding=target.properties.encoding,
                     dump_format=plan.format,
                     compression=plan.compression,
                     is_parallel=plan.is_parallel,

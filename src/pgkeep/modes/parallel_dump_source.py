@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from pgkeep.server.connection import Server
 from pgkeep.server.copy_out import copy_out
 from pgkeep.server.database import DatabaseProperties
 from pgkeep.server.dump_snapshot import DumpSnapshot, with_recovery_advice
-from pgkeep.server.table_facts import names_as_stored
+from pgkeep.server.table_facts import names_in_encoding
 from pgkeep.server.waiting import let_arrivals_gather
 from pgkeep.streams.item import Buffer, BytesItem, Item, ItemHeader
 from pgkeep.streams.record import RecordHead
@@ -172,12 +173,13 @@ class ParallelDumpSource:
         """Send the definitions, then the list of tables, let the chunks go, and send what workers do not copy."""
         plan = self._plan
         # A name in another encoding is none that pg_dump finds: it would copy the rows once more.
-        names = snapshot.query(partial(names_as_stored, names=[table.facts.quoted() for table in tables]))
+        quoted, encoding = [table.facts.quoted() for table in tables], parts.database.encoding
+        names: list[bytes] = snapshot.query(partial(names_in_encoding, names=quoted, encoding=encoding))
         arguments = plan.command.arguments(
             parts.database.name,
             snapshot=snapshot.name,
-            tables_without_data=names,
-            encoding=parts.database.encoding if names else "",
+            tables_without_data=[os.fsdecode(name) for name in names],
+            encoding=encoding if names else "",
         )
         with self._pg_dump(parts, arguments) as child:
             archive = DividedArchive(finished(child), task=task_of(parts.database))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,7 @@ from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.server.pg_restore import finish_restore, with_tar_end
 from pgkeep.server.table_catalog import CatalogTable, TableName
 from pgkeep.server.table_ddl import rows_listed, statements_of
+from pgkeep.server.table_facts import names_in_encoding
 from pgkeep.streams.compression import Compression, decompress
 from pgkeep.streams.item import Buffer, ItemKind, content_of
 
@@ -55,6 +57,7 @@ class TableWorkshop:
         dbname: Its name; the database is empty.
         path: Virtual path of the dump, or of the directory of its parts.
         supply: Gives its items.
+        encoding: Of the dumped database, which its archive has too.
         dump_format: Of the archives.
         compression: What is to be undone before pg_restore can read.
         is_parallel: Whether it is a parallel dump.
@@ -71,6 +74,7 @@ class TableWorkshop:
         path: str,
         supply: Supply,
         *,
+        encoding: str,
         dump_format: DumpFormat,
         compression: Compression,
         is_parallel: bool,
@@ -83,6 +87,7 @@ class TableWorkshop:
         self.dbname = dbname
         self._path = path
         self._supply = supply
+        self._encoding = encoding
         self._compression = compression
         self._staging = staging
         self._tmpdir = tmpdir
@@ -109,14 +114,15 @@ class TableWorkshop:
 
     def rows(self, tables: Sequence[CatalogTable], session: psycopg.Connection[Any]) -> RowSource:
         """Return where the rows of *tables* are; *session* is one in the workshop."""
-        return RowSource(tables, self._chunks, session, fill=self._fill, where=self._where)
+        return RowSource(tables, self._chunks, session, fill=partial(self._fill, session), where=self._where)
 
-    def _fill(self, tables: Sequence[TableName]) -> None:
+    def _fill(self, session: psycopg.Connection[Any], tables: Sequence[TableName]) -> None:
         """Load what pg_dump copied of *tables*, and the values of sequences."""
         if self._chunks is not None and not (self._chunks.is_one_archive or self._chunks.complete.data_pieces):
             return
         listing = self._staging / "rows.list"
-        listing.write_bytes(rows_listed(self._listed(), tables))
+        stored = names_in_encoding(session, [f"{one.schema} {one.name}" for one in tables], self._encoding)
+        listing.write_bytes(rows_listed(self._listed(), tables, as_stored=stored))
         self._load(self._archive, "data", listing)
 
     def _load(self, archive: Path | Content, section: str, listing: Path | None = None) -> None:

@@ -19,7 +19,8 @@ def definition_arguments(
 ) -> list[str | Path]:
     """Return the command that writes the definitions of *relations* in *dbname* as SQL."""
     words: list[str | Path] = [toolbox.program("pg_dump"), "--format=plain", "--schema-only", f"--section={section}"]
-    words += ["--no-password", "--no-publications", "--no-subscriptions"]
+    # The names below, and the sessions that run the statements, are in this encoding, whatever the database's is.
+    words += ["--encoding=UTF8", "--no-password", "--no-publications", "--no-subscriptions"]
     if role:
         words.append(f"--role={role}")
     # In quotes nothing in a name is a pattern (processSQLNamePattern in fe_utils/string_utils.c).
@@ -37,16 +38,16 @@ def statements_of(script: bytes, *, knows_transaction_timeout: bool) -> bytes:
     return b"\n".join(line for number, line in enumerate(lines) if number not in dropped)
 
 
-def rows_listed(listing: bytes, tables: Iterable[TableName]) -> bytes:
+def rows_listed(listing: bytes, tables: Iterable[TableName], *, as_stored: Iterable[bytes] = ()) -> bytes:
     """
     Return the lines of *listing*, what ``pg_restore --list`` prints, that stand for the rows of *tables*.
 
     And for the values of all sequences. The names in it are not quoted, so where some have blanks in them a line too
-    many may be among them, never one too few.
+    many may be among them, never one too few. They are in the encoding of the archive: *as_stored* has them so,
+    each with its schema and a blank before it.
     """
-    starts = tuple(
-        f" TABLE DATA {one.schema} {one.name} ".replace("\n", " ").replace("\r", " ").encode() for one in tables
-    )
+    names = {f"{one.schema} {one.name}".encode() for one in tables} | set(as_stored)
+    starts = tuple(b" TABLE DATA %s " % name.replace(b"\n", b" ").replace(b"\r", b" ") for name in names)
     chosen = []
     for line in listing.splitlines():
         entry = b" " + b" ".join(line.split(b" ")[3:])

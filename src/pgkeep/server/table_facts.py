@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -159,16 +158,16 @@ def filtered_tables(connection: psycopg.Connection[Any]) -> list[str]:
     return [name for (name,) in rows]
 
 
-def names_as_stored(connection: psycopg.Connection[Any], names: Sequence[str]) -> list[str]:
-    """Return *names* as arguments of a child that takes them in the encoding of *connection*'s database, in order."""
+def names_in_encoding(connection: psycopg.Connection[Any], names: Sequence[str], encoding: str) -> list[bytes]:
+    """Return *names* as they are in *encoding*, one that PostgreSQL knows, in order."""
     rows = connection.execute(
         """
-        SELECT pg_catalog.convert_to(name, pg_catalog.getdatabaseencoding())
+        SELECT pg_catalog.convert_to(name, %s::name)
         FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS given(name, number) ORDER BY number
         """,
-        [list(names)],
+        [encoding, list(names)],
     ).fetchall()
-    return [os.fsdecode(name) for (name,) in rows]
+    return [name for (name,) in rows]
 
 
 def key_ends(connection: psycopg.Connection[Any], table: TableFacts) -> tuple[Decimal, Decimal] | None:
