@@ -33,6 +33,7 @@ CREATE TRIGGER never BEFORE INSERT ON numbered FOR EACH ROW EXECUTE FUNCTION nev
 ALTER TABLE numbered ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY nobody ON numbered USING (false);
 CREATE VIEW big_ones AS SELECT * FROM ledger WHERE id > 11000;
+CREATE STATISTICS refers_both (ndistinct) ON id, ledger FROM refers;
 """
 _DEFINITIONS = """
 SELECT array_agg(d ORDER BY d) FROM (
@@ -118,9 +119,11 @@ def test_existing_table_is_in_the_way(
     assert refused.value.message == 'database "bank" has "public"."ledger" already'
     assert "overwrite_existing=yes" in refused.value.hint
     assert digests(cluster, "bank") == damaged
+    cluster.sql("CREATE PUBLICATION told FOR TABLE ledger", dbname="bank")
     said, warned = bring(cluster, backup, "ledger", bin_dir=bin_dir, tmp_path=tmp_path, overwrite_existing=True)
     [(aside,)] = cluster.sql(_ASIDE, dbname="bank")
     assert said[-1].endswith(f'what was there is now in schema "{aside}": drop it when it is not needed')
+    assert f'publication "told" goes on publishing "public"."ledger", which is moved to schema "{aside}"' in warned
     assert f'view "public"."big_ones" goes on reading what is moved to schema "{aside}"' in warned
     assert any(line.startswith("foreign key refers_ledger_fkey of ") for line in warned)
     after = digests(cluster, "bank")
@@ -144,6 +147,8 @@ def test_into_another_database(
     assert odd in warned
     assert any(line.startswith('foreign key is not restored (relation "public.ledger" does not ex') for line in warned)
     assert any("ATTACH PARTITION" in line for line in warned)
+    statistics = "CREATE STATISTICS public.refers_both (ndistinct) ON id, ledger FROM public.refers"
+    assert f"extended statistics are not restored: {statistics}" in warned
     names = ("Odd.Sch ema", "public.refers", "public.part_high_2")
     mine = {name: value for name, value in before.items() if name.strip('"').startswith(names)}
     assert len(mine) == 4

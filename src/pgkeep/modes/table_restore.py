@@ -33,8 +33,10 @@ from pgkeep.server.table_catalog import (
     foreign_keys,
     list_catalog,
     missing_schemas,
+    publications_of,
     relations_named,
     sequences_of,
+    statistics_of,
     views_on,
 )
 
@@ -64,6 +66,7 @@ class _Choice:
     sequences: list[tuple[TableName, bool]]
     keys: list[ForeignKey]
     keys_to: list[ForeignKey]
+    statistics: list[str]
     detached: list[CatalogTable]
 
     @property
@@ -123,6 +126,9 @@ def restore_tables(
             say(f"table {table.name.quoted}: {counts[table.name]} rows")
     for key in choice.keys_to:
         warn(f"foreign key of another table is not restored: {key.statement}")
+    for statement in choice.statistics:
+        # pg_dump writes them only with their whole schema (selectDumpableStatisticsObject in pg_dump.c).
+        warn(f"extended statistics are not restored: {statement}")
     what = f'; what was there is now in schema "{aside}": drop it when it is not needed' if aside else ""
     say(f'database "{dbname}": {len(choice.tables)} tables restored{what}')
 
@@ -157,6 +163,7 @@ def _choose(session: psycopg.Connection[Any], filters: Sequence[TableFilter], wa
         sequences_of(session, oids),
         foreign_keys(session, oids, of=True),
         foreign_keys(session, oids, of=False),
+        statistics_of(session, oids),
         detached,
     )
     # They are added last, each by itself, since their other end may be missing; rows come without their checks.
@@ -210,6 +217,8 @@ def _move_aside(session: psycopg.Connection[Any], taken: dict[TableName, int], w
         warn(f'view {view.quoted} goes on reading what is moved to schema "{aside}"')
     for key in foreign_keys(session, oids, of=False):
         warn(f'foreign key {key.name} of {key.table.quoted} goes on referring to what is moved to schema "{aside}"')
+    for publication, table in publications_of(session, oids):
+        warn(f'publication "{publication}" goes on publishing {table.quoted}, which is moved to schema "{aside}"')
     for name in taken:
         session.execute(f"ALTER TABLE {name.quoted} SET SCHEMA {sql.Identifier(aside).as_string(None)}".encode())
     return aside

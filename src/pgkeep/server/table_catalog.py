@@ -151,6 +151,28 @@ def views_on(session: psycopg.Connection[Any], tables: Sequence[int]) -> list[Ta
     return [TableName(*row) for row in rows]
 
 
+def publications_of(session: psycopg.Connection[Any], tables: Sequence[int]) -> list[tuple[str, TableName]]:
+    """Return the publications that name one of *tables*, each with that table; those of all tables do not."""
+    rows = session.execute(
+        """
+        SELECT p.pubname, n.nspname, c.relname
+        FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+        JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE r.prrelid = ANY(%s) ORDER BY 1, 2, 3
+        """,
+        [list(tables)],
+    ).fetchall()
+    return [(row[0], TableName(row[1], row[2])) for row in rows]
+
+
+def statistics_of(session: psycopg.Connection[Any], tables: Sequence[int]) -> list[str]:
+    """Return the statements that make the extended statistics of *tables*."""
+    rows = session.execute(
+        "SELECT pg_get_statisticsobjdef(oid) FROM pg_statistic_ext WHERE stxrelid = ANY(%s) ORDER BY 1", [list(tables)]
+    ).fetchall()
+    return [statement for (statement,) in rows]
+
+
 def relations_named(session: psycopg.Connection[Any], names: Sequence[TableName]) -> dict[TableName, tuple[int, str]]:
     """Return which of *names* are taken: the OID, and what it is in words, empty for a table."""
     rows = session.execute(
