@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -159,6 +161,13 @@ class Scene:
         """Assert that no session of pgkeep's is on the server, none in backup mode either, and no backend process."""
         wait_for(lambda: not self.director.children(), "the daemon has no child left")
         wait_for(lambda: self.cluster.value(_SESSIONS) == 0, "no session of pgkeep is left")
+
+
+def forget_files(scene: Scene) -> None:
+    """Let the catalog have no names of files any more, as when File Retention is over."""
+    with closing(sqlite3.connect(scene.director.catalog_file, timeout=30)) as catalog:
+        catalog.execute("DELETE FROM File")
+        catalog.commit()
 
 
 def files_beneath(directory: Path) -> list[str]:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.bacula.conftest import MakeScene
-from tests.bacula.scene import Scene
+from tests.bacula.scene import Scene, forget_files
 from tests.lab.bacula import JobResult
 from tests.lab.server_user import server_user
 
 pytestmark = pytest.mark.bacula
-
-
-def _forget_files(scene: Scene) -> None:
-    """Let the catalog have no names of files any more, as when File Retention is over."""
-    with closing(sqlite3.connect(scene.director.catalog_file, timeout=30)) as catalog:
-        catalog.execute("DELETE FROM File")
-        catalog.commit()
 
 
 def _restore_whole_jobs(scene: Scene, where: Path, *jobs: JobResult) -> JobResult:
@@ -49,7 +40,7 @@ def test_a_tablespace_that_was_dropped(make_scene: MakeScene) -> None:
     scene.director.restore(job, out).must()
     scene.assert_restored(out, mark)
     assert not (scene.pgdata(out).parent / "tblspc").exists()
-    _forget_files(scene)
+    forget_files(scene)
     result = _restore_whole_jobs(scene, again, full, differential, incremental)
     assert result.status == "T", result.text
     scene.assert_restored(again, mark)

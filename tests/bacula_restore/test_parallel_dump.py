@@ -97,3 +97,27 @@ def test_a_chunk_that_comes_twice_gets_no_name(daemon: Daemon) -> None:
     assert f"{names[0].removeprefix('/')} came twice" in answer.error
     assert "sales" not in databases(cluster)
     assert rows(cluster, "we ird") == 5000
+
+
+@pytest.mark.parametrize("cut", [0, 9], ids=["whole", "cut"])
+def test_a_dump_that_comes_twice(daemon: Daemon, cut: int) -> None:
+    """Of a job that Bacula went on with both runs come where no names are known: databases and tables of the second."""
+    cluster = daemon.cluster
+    digest = "SELECT count(*)::text || md5(string_agg(t.*::text, '' ORDER BY n)) FROM big t"
+    cluster.sql("CREATE TABLE extra AS SELECT 1 AS n", dbname="sales")
+    cluster.sql("DELETE FROM big WHERE n > 200000", dbname="sales")
+    cluster.sql("VACUUM FULL big", dbname="sales")
+    before = cluster.value(digest, dbname="sales")
+    daemon.backup()
+    both, first = daemon.restoring(1), daemon.restoring(0).files
+    both.files[:0] = first[: len(first) - cut]
+    cluster.sql("DROP TABLE big, extra", dbname="sales")
+    options = {"target_database": "sales", "target_table": "big"}
+    assert daemon.restore(both, expects=False, options=options).error == ""
+    assert cluster.value(digest, dbname="sales") == before
+    drop_all(daemon)
+    assert daemon.restore(both, expects=False).error == ""
+    assert (rows(cluster, "sales"), rows(cluster, "we ird")) == (5000, 5000)
+    assert cluster.value(digest, dbname="sales") == before
+    assert cluster.value("SELECT n FROM extra", dbname="sales") == 1
+    assert not [name for name in databases(cluster) if name.startswith("pgkeep_restore_")]

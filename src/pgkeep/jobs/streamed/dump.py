@@ -24,6 +24,7 @@ from pgkeep.modes.dump_names import select_names
 from pgkeep.modes.dump_restore import DumpRestorer, LoadedDatabase
 from pgkeep.modes.dump_restore_plan import DUMP_MODES, DumpRestoreOptions, DumpRestorePlan, DumpTarget, plan_restore
 from pgkeep.modes.dump_staging import check_space, staging_directory, write_staged
+from pgkeep.modes.parallel_dump_plan import SCHEMA_FILE
 from pgkeep.modes.parallel_restore import PartsLoader
 from pgkeep.server.connection import Server
 from pgkeep.server.pg_dump import DumpFormat
@@ -167,6 +168,10 @@ class _Work:
     def _take_part(self, target: DumpTarget, item: _Noted) -> None:
         """Let one part of a parallel dump be loaded while the next ones come."""
         name = target.name
+        if item.header.path == f"{target.path}/{SCHEMA_FILE}":
+            # Where all of a dump comes twice, what a job has sent that Bacula went on with, the later one counts.
+            self._take_back(name)
+            self._failed.pop(name, None)
         try:
             if name not in self._loaded and name not in self._failed:
                 self._loaded[name] = self._restorer.begin(target)
@@ -194,6 +199,10 @@ class _Work:
     def _give_up(self, name: str, error: PgkeepError) -> None:
         """End the load of one database, and drop what is there of it; the others go on."""
         self._failed.setdefault(name, error)
+        self._take_back(name)
+
+    def _take_back(self, name: str) -> None:
+        """Drop what is there of one database."""
         if name in self._loaders:
             self._loaders.pop(name).close()
         if name in self._loaded:
