@@ -276,8 +276,10 @@ def test_a_link_planted_during_the_restore_is_not_followed(tmp_path: Path, plant
         assert (tmp_path / "data/base/16384").read_bytes() == b"restored"
 
 
-def test_a_disk_that_fills_up_is_reported_with_place_and_need(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_reported_with_place_and_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is still to be written is told, and the items are closed."""
+    # With more threads, which file has no room is a matter of pace.
+    monkeypatch.setattr("pgkeep.datadir.lay_down.THREADS_PER_WORKER", 1)
     with small_filesystem(9) as path:
         target = target_at(path / "data")
         target.begin()

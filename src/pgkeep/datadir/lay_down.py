@@ -28,6 +28,9 @@ from pgkeep.pg import data_directory as names
 from pgkeep.streams.extents import ExtentPool, HasHeader
 from pgkeep.streams.item import Buffer, DetachedItem, ItemHeader, ItemKind, StreamedItem
 
+THREADS_PER_WORKER = 2
+"""A direct write returns when the disk has it: about half of the time of an extent, in which another one is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaidDown:
@@ -64,7 +67,7 @@ class LayDown:
     Args:
         target: Where; ``begin`` has been called.
         root: What the virtual paths begin with, ``@postgresql/pitr``.
-        workers: Number of threads that read and write.
+        workers: How many threads shall be busy; there are more, which wait for the disk.
         expected_bytes: Sum of the sizes to come, for the message when the disk is full; 0 when unknown.
         note: Takes note of everything that was laid down, for a supply whose content nobody has checked yet; None for
             one that checks itself.
@@ -95,7 +98,7 @@ class LayDown:
         except BaseException:
             self._close_places()
             raise
-        self._pool: ExtentPool[OpenFile, Buffer] = ExtentPool(workers, self, name="lay-down")
+        self._pool: ExtentPool[OpenFile, Buffer] = ExtentPool(THREADS_PER_WORKER * workers, self, name="lay-down")
 
     def __enter__(self) -> Self:
         return self
