@@ -6,8 +6,8 @@ WAL. Between two backups of a side one row changes in each of the same blocks, 1
 checkpoint and summarized its WAL, as at the end of a day. Then each side backs that up, once, on its backup before.
 
 Durability is equal: pgBackRest syncs what it writes, pg_basebackup and pg_combinebackup sync their output at the end,
-and so does pgkeep (volumes, WAL and record of a backup; the target after each backup of a chain that is rolled
-forward). The directories that are laid down for pg_combinebackup are not synced, since they are in between only. Two
+and so does pgkeep (volumes, WAL and record of a backup; the target at the end of a chain that is rolled forward). The
+directories that are laid down for pg_combinebackup are not synced, since they are in between only. Two
 workers or processes and zstd level 1 everywhere. What pgkeep alone does is not evened out: it carries all WAL since
 the backup before, where pg_basebackup has that of the backup, and pgBackRest's was archived before the clock started;
 and it has an interpreter to start, which is most of its time where little has changed.
@@ -15,9 +15,9 @@ and it has an interpreter to start, which is most of its time where little has c
 Seen with 2.4 GB on two processors: 0.095 of pgBackRest's time (goal 0.35; on a busy machine: 1.0 s of processor time,
 its 5.9 s). On a quiet one about 6 times that of pg_basebackup (goal 1.1, not met): 0.7 s against 0.12 s, of which 0.3
 s are the interpreter and libraries that it loads, psycopg most of all, before the first connection; each further 100
-MB of changes cost it 0.15 s, us 0.45 s, half of that for the WAL. 0.76 of laying down and pg_combinebackup, in the
-median of three rounds (goal 0.5, not met): the Full is laid down as fast as the disk writes, and each increment waits
-for the disk once.
+MB of changes cost it 0.15 s, us 0.45 s, half of that for the WAL. 0.53, 0.53 and 0.56 of laying down and
+pg_combinebackup in three turns (goal 0.5, not met): 4.3 s, of which the disk needs 2.4 to 3 s for what is written, and
+two processors as long to decompress and check it.
 
 PGKEEP_BENCH_SCALE is pgbench's scale, 115 for 2 GB.
 """
