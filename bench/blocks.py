@@ -7,10 +7,10 @@ checkpoint and summarized its WAL, as at the end of a day. Then each side backs 
 
 Durability is equal: pgBackRest syncs what it writes, pg_basebackup and pg_combinebackup sync their output at the end,
 and so does pgkeep (volumes, WAL and record of a backup; the target at the end of a chain that is rolled forward). The
-directories that are laid down for pg_combinebackup are not synced, since they are in between only. Two
-workers or processes and zstd level 1 everywhere. What pgkeep alone does is not evened out: it carries all WAL since
-the backup before, where pg_basebackup has that of the backup, and pgBackRest's was archived before the clock started;
-and it has an interpreter to start, which is most of its time where little has changed.
+directories that are laid down for pg_combinebackup are not synced, since they are in between only. Two workers or
+processes and zstd level 1 everywhere. What pgkeep alone does is not evened out: it carries all WAL since the backup
+before, where pg_basebackup has that of the backup, and pgBackRest's was archived before the clock started; and it has
+an interpreter to start, which is most of its time where little has changed.
 
 Seen with 2.4 GB on two processors: 0.095 of pgBackRest's time (goal 0.35; on a busy machine: 1.0 s of processor time,
 its 5.9 s). On a quiet one about 6 times that of pg_basebackup (goal 1.1, not met): 0.7 s against 0.12 s, of which 0.3

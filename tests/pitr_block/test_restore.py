@@ -6,9 +6,12 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pgkeep.jobs.restoring import plan
 from tests.lab.ledger import Ledger, Mark
 from tests.lab.server_user import server_directory, server_user, short_temporary_directory
 from tests.pitr_block.scene import backup
@@ -132,6 +135,27 @@ def test_restore_goes_on_behind_what_is_durable(
     restored.start()
     restored.wait_until_promoted()
     restored.assert_is_at(mark)
+
+
+@pytest.mark.parametrize(
+    ("begun", "applied", "expected"),
+    [
+        (["F", "I", "J"], ["F", "I"], ("F", "I")),
+        (["F", "I"], ["F"], ("F",)),
+        (["F", "K"], ["F"], ()),
+        (["F", "I", "J", "K"], ["F"], ()),
+        # A state from before chains were written down.
+        ([], ["F", "I"], ("F", "I")),
+        ([], ["G"], ()),
+    ],
+)
+def test_only_what_the_same_chain_left_is_gone_on_with(
+    begun: list[str], applied: list[str], expected: tuple[str, ...]
+) -> None:
+    """Whatever another chain may have written, the Full takes its place."""
+    request: Any = SimpleNamespace(unfinished=SimpleNamespace(chain=begun, applied=applied), chain=("F", "I", "J"))
+    target: Any = SimpleNamespace(is_marked=True)
+    assert plan._applied(request, target) == expected
 
 
 def test_chain_with_a_missing_member_is_refused(keeper: Keeper) -> None:

@@ -175,8 +175,9 @@ def _applied(request: RestoreRequest, target: Target) -> tuple[str, ...]:
     if request.unfinished is None or not target.is_marked:
         return ()
     # What was written of the others is put right by doing them again, and by no other backups.
-    begun = tuple(request.unfinished.chain)
-    return tuple(request.unfinished.applied) if begun == request.chain[: len(begun)] else ()
+    begun, found = tuple(request.unfinished.chain), tuple(request.unfinished.applied)
+    is_same = begun == request.chain[: len(begun)] and found == request.chain[: len(found)]
+    return found if is_same else ()
 
 
 def _service(request: RestoreRequest) -> Service:
