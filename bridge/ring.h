@@ -10,8 +10,8 @@
 #include <stddef.h>
 
 enum {
-	RING_SLOTS = 8,
-	RING_SLOT_BYTES = 2 << 20
+	RING_SLOTS = 32,                /* so much is read ahead that neither side waits when the other one does */
+	RING_SLOT_BYTES = 1 << 20       /* little enough to be in a cache still when it is copied */
 };
 
 struct ring {

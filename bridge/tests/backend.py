@@ -16,6 +16,7 @@ import time
 JOB: list[str] = []
 PARAMETERS: list[str] = []
 RING: list[object] = []
+SLOT_BYTES: list[int] = []
 
 
 def read_exactly(count: int) -> bytes:
@@ -101,6 +102,7 @@ def begin(start: str) -> None:
         if key.startswith("Ring="):
             descriptor, slots, size = map(int, key.removeprefix("Ring=").split())
             RING.append(mmap.mmap(descriptor, slots * size))
+            SLOT_BYTES.append(size)
     if start:
         expect("C", start)
         send("F")
@@ -128,10 +130,10 @@ def attributes(name: str, *, kind: str = "F", size: int = 0, link: str = "") -> 
     send("F")
 
 
-def lend(slot: int, content: bytes, size: int = 2 << 20) -> None:
+def lend(slot: int, content: bytes) -> None:
     """Put content into a slot of the ring and lend it to the bridge."""
-    ring = RING[0]
-    ring[slot * size : slot * size + len(content)] = content  # type: ignore[index]
+    start = slot * SLOT_BYTES[0]
+    RING[0][start : start + len(content)] = content  # type: ignore[index]
     send("M", f"{slot} {len(content)}\n")
 
 
@@ -143,7 +145,7 @@ def end() -> None:
     sys.exit(0)
 
 
-def read_file(size: int = 2 << 20) -> bytes:
+def read_file() -> bytes:
     """Return the data that the bridge sends up to an F, slots given back."""
     content = b""
     while True:
@@ -154,7 +156,8 @@ def read_file(size: int = 2 << 20) -> bytes:
             content += payload
         elif kind == "M":
             slot, length = map(int, payload.split())
-            content += RING[0][slot * size : slot * size + length]  # type: ignore[index]
+            start = slot * SLOT_BYTES[0]
+            content += RING[0][start : start + length]  # type: ignore[index]
             send("K", f"{slot}\n")
             note(f"slot {slot} {length}")
         else:

@@ -25,7 +25,7 @@ from typing import Any
 from tests.lab.server_user import server_user
 
 BACKEND = (sys.executable, "-m", "pgkeep.bacula.backend")
-SLOTS, SLOT_BYTES = 8, 2 << 20
+SLOTS, SLOT_BYTES = 32, 1 << 20
 WAIT_SECONDS = 60
 MESSAGES = {b"A": "fatal", b"E": "error", b"Q": "job error", b"W": "warning", b"I": "info"}
 

@@ -229,12 +229,13 @@ class CountedInto(Counted):
 class SlotsOfDaemon:
     """Six slots; the daemon gives back so many of those that were lent whenever it is waited for."""
 
+    slots = 6
     slot_bytes = 64 << 10
 
     def __init__(self, gives_back: int) -> None:
         self.gives_back = gives_back
-        self.memory = [bytearray(self.slot_bytes) for _ in range(6)]
-        self.free = deque(range(6))
+        self.memory = [bytearray(self.slot_bytes) for _ in range(self.slots)]
+        self.free = deque(range(self.slots))
         self.with_daemon: deque[int] = deque()
 
     @property
@@ -254,7 +255,7 @@ class SlotsOfDaemon:
 
 @pytest.mark.parametrize(("gives_back", "own"), [(1, 30), (4, 30), (5, 0), (6, 0)])
 def test_threads_are_asked_only_where_the_daemon_would_wait(gives_back: int, own: int) -> None:
-    """The caller reads at once what the daemon has two slots before, threads may read the rest; all comes in order."""
+    """The caller reads while the daemon has a quarter of the slots, otherwise threads may; all comes in order."""
     items = [CountedInto(str(number), os.urandom(9) * (2 * 65536)) for number in range(2)]
     slots = SlotsOfDaemon(gives_back)
     ahead = ReadAhead(2, slots=slots, wait=slots.wait)

@@ -25,6 +25,9 @@ FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 WAIT_SECONDS = 120
 
+SLOTS, SLOT_BYTES = 32, 1 << 20
+"""The ring that the bridge makes."""
+
 FATAL, ERROR, WARNING, INFO = 4, 5, 6, 7
 COMMAND = "pgkeep: mode=pitr"
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.bridge.fake_daemon import COMMAND, FATAL, INFO, WARNING, FakeDaemon
+from tests.bridge.fake_daemon import COMMAND, FATAL, INFO, SLOT_BYTES, SLOTS, WARNING, FakeDaemon
 
 
 def test_job_and_parameters_reach_the_backend(daemon: FakeDaemon) -> None:
@@ -48,7 +48,7 @@ def test_job_and_parameters_reach_the_backend(daemon: FakeDaemon) -> None:
         'x="q"',
         "y=1\\2",
     ]
-    assert ring == ["Ring=3 8 2097152"]
+    assert ring == [f"Ring=3 {SLOTS} {SLOT_BYTES}"]
     assert (daemon.status, daemon.messages) == ("R", [])
 
 
@@ -121,11 +121,11 @@ def test_data_through_ring_and_pipe(daemon: FakeDaemon, read_size: int) -> None:
     daemon.backup(
         """
         begin('BackupStart')
-        content = b''.join(b'%07d\\n' % i for i in range(1_400_000))
+        content = b''.join(b'%07d\\n' % i for i in range(5_600_000))
         open(script + '.content', 'wb').write(content)
         attributes('/@postgresql/big', size=len(content))
         say('DATA')
-        free = list(range(8))
+        free = list(range(len(RING[0]) // SLOT_BYTES[0]))
         at = 0
         while at < len(content):
             send('I', 'going on\\n') if at == 0 else None
@@ -135,7 +135,7 @@ def test_data_through_ring_and_pipe(daemon: FakeDaemon, read_size: int) -> None:
                 continue
             while not free:
                 free.append(int(expect('K')))
-            piece = content[at:at + (2 << 20) - at % 5]
+            piece = content[at:at + SLOT_BYTES[0] - at % 5]
             lend(free.pop(0), piece)
             at += len(piece)
         send('F')
@@ -153,7 +153,7 @@ def test_data_through_ring_and_pipe(daemon: FakeDaemon, read_size: int) -> None:
     )
     assert daemon.messages == [(INFO, "going on")]
     assert daemon.saved["/@postgresql/big"] == (daemon.directory / "script.content").read_bytes()
-    assert daemon.seen == ["[0, 1, 2, 3, 4, 5, 6, 7]"]
+    assert daemon.seen == [str(list(range(SLOTS)))]
     assert daemon.status == "R"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bridge.conftest import MakeDaemon
-from tests.bridge.fake_daemon import COMMAND, FATAL, FakeDaemon
+from tests.bridge.fake_daemon import COMMAND, FATAL, SLOT_BYTES, SLOTS, FakeDaemon
 
 PROTOCOL = "the backend broke the protocol: "
 IN_DATA = "attributes('/@postgresql/a', size=10)\nsay('DATA')\n"
@@ -47,8 +47,8 @@ DAMAGE = {
     "a TSTAMP that is none": ("say('FNAME:/a')\nsay('TSTAMP:1 2 3 4')\nreceive()", f"{PROTOCOL}TSTAMP:1 2 3 4"),
     "a directory without slash": ("attributes('/a', kind='D')\nreceive()", f"{PROTOCOL}/a: a slash at the end means a directory"),
     "a link to nowhere": ("attributes('/a', kind='S')\nreceive()", f"{PROTOCOL}the link /a has no LSTAT"),
-    "a slot out of range": (IN_DATA + "send('M', '8 10\\n')\nreceive()", f"{PROTOCOL}there is no slot 8 with 10 bytes"),
-    "more than a slot holds": (IN_DATA + "send('M', '0 2097153\\n')\nreceive()", f"{PROTOCOL}there is no slot 0 with 2097153 bytes"),
+    "a slot out of range": (IN_DATA + f"send('M', '{SLOTS} 10\\n')\nreceive()", f"{PROTOCOL}there is no slot {SLOTS} with 10 bytes"),
+    "more than a slot holds": (IN_DATA + f"send('M', '0 {SLOT_BYTES + 1}\\n')\nreceive()", f"{PROTOCOL}there is no slot 0 with {SLOT_BYTES + 1} bytes"),
     "an empty slot": (IN_DATA + "send('M', '0 0\\n')\nreceive()", f"{PROTOCOL}there is no slot 0 with 0 bytes"),
     "a slot that is no number": (IN_DATA + "send('M', '-1 5\\n')\nreceive()", f"{PROTOCOL}an M packet names no slot and length"),
     "a slot without newline": (IN_DATA + "send('M', '1 5')\nreceive()", f"{PROTOCOL}an M packet names no slot and length"),

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from tests.bridge.fake_daemon import COMMAND, ERROR, FATAL, INFO, FakeDaemon
+from tests.bridge.fake_daemon import COMMAND, ERROR, FATAL, INFO, SLOT_BYTES, FakeDaemon
 
 TAKE = "begin('RestoreStart')\nexpect('C', 'EXPECT'); block(); say('OK')\ntake_files()\nend()\n"
 NAME = "/target/@postgresql/a"
@@ -67,7 +67,7 @@ def test_files_of_each_kind(daemon: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("ring", ["yes", "no"])
-@pytest.mark.parametrize("size", [1, 16383, 16384, 65536, (2 << 20) - 1, 2 << 20, (2 << 20) + 1, 20_000_001])
+@pytest.mark.parametrize("size", [1, 16383, 16384, 65536, SLOT_BYTES - 1, SLOT_BYTES, SLOT_BYTES + 1, 40_000_001])
 def test_sizes(daemon: FakeDaemon, size: int, ring: str) -> None:
     """Content of any size comes whole, through the ring or without."""
     daemon.add_settings(f"ring = {ring}")
@@ -78,7 +78,7 @@ def test_sizes(daemon: FakeDaemon, size: int, ring: str) -> None:
     slots = [line.split() for line in daemon.seen if line.startswith("slot ")]
     rest = [line for line in daemon.seen if not line.startswith("slot ")]
     assert rest[-3:] == [f"data {size} {zlib.crc32(content)}", f"COMPLETE:{size}", "FINISH"]
-    last = size % (2 << 20)
+    last = size % SLOT_BYTES
     # What is small goes through the pipe.
     in_slots = size - last if last < 16384 else size
     assert sum(int(length) for _, _, length in slots) == (in_slots if ring == "yes" else 0)

@@ -33,8 +33,8 @@ BATCH_FILES = 32
 SMALL_BYTES = 256 << 10
 """Files up to this size are read in batches."""
 
-ENOUGH_LENT = 2
-"""With so many slots to go on with, the daemon does not wait for us."""
+ENOUGH_LENT_PART = 4
+"""With one in so many of the slots to go on with, the daemon does not wait for us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,11 @@ class Piece:
 
 class Slots(Protocol):
     """Memory that pieces may be read into, as the channel's ring has it."""
+
+    @property
+    def slots(self) -> int:
+        """How many there are."""
+        ...
 
     @property
     def slot_bytes(self) -> int:
@@ -164,7 +169,7 @@ class ReadAhead:
             yield from self.take()
 
     def _submit_slots(self, item: DetachedItem, slots: Slots) -> Iterator[Piece]:
-        size = item.header.size
+        size, enough_lent = item.header.size, -(-slots.slots // ENOUGH_LENT_PART)
         self._open[item] = -(-size // slots.slot_bytes)
         for offset in range(0, size, slots.slot_bytes):
             while (slot := slots.reserve()) is None:
@@ -174,7 +179,7 @@ class ReadAhead:
                     self._wait()
             length = min(slots.slot_bytes, size - offset)
             task = _Task([(item, offset, length)], slot=slot, view=slots.view(slot, length))
-            if self._ordered or slots.lent < ENOUGH_LENT:
+            if self._ordered or slots.lent < enough_lent:
                 self._enqueue(task)
             else:
                 task.read()
