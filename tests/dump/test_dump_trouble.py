@@ -338,15 +338,15 @@ def test_other_levels_are_fulls(sampled: Cluster, bin_dir: Path) -> None:
 def test_foreign_pg_dump_would_write_internal_options(sampled: Cluster) -> None:
     """A newer major's pg_dump is refused where the catalog holds column options that it would put into the DDL."""
     newest = newest_installation()
-    if "pg_attver" not in str(sampled.sql("SELECT attoptions FROM pg_attribute WHERE attrelid >= 16384", dbname="app")):
-        # A minor release before 15.20 has no such options of its own, and ignores those that it finds.
-        sampled.sql(
-            "UPDATE pg_attribute SET attoptions = '{pg_attver=1}' "
-            "WHERE attrelid = 'public.account'::regclass AND attname = 'id'",
-            dbname="app",
-        )
-    with Server.open(target_of(sampled)) as server, pytest.raises(ToolError) as failure:
-        plan_dump(server, DumpOptions(databases=("app",), bin_dir=newest.bin_dir))
+    column = "WHERE attrelid = 'public.account'::regclass AND attname = 'id'"
+    # A minor release before 15.20 has no such options of its own, and would copy this one into a dump.
+    [(before,)] = sampled.sql(f"SELECT attoptions::text FROM pg_attribute {column}", dbname="app")
+    sampled.sql(f"UPDATE pg_attribute SET attoptions = coalesce(attoptions, '{{pg_attver=1}}') {column}", dbname="app")
+    try:
+        with Server.open(target_of(sampled)) as server, pytest.raises(ToolError) as failure:
+            plan_dump(server, DumpOptions(databases=("app",), bin_dir=newest.bin_dir))
+    finally:
+        sampled.sql(f"UPDATE pg_attribute SET attoptions = %s::text[] {column}", [before], dbname="app")
     assert str(failure.value) == (
         f"pg_dump {newest.version} does not fit server {sampled.installation.version}: it would write the internal "
         'option "pg_attver" of public.account.id in database "app" into the dump, which no restore accepts'
