@@ -194,3 +194,31 @@ def restore_cluster(
         plan = plan_restore(backup.head, options, server=server, warn=warned.append)
         restore(plan, backup.supply, server=server, say=said.append, warn=warned.append)
     return plan, said, warned
+
+
+_HASHED = """
+CREATE TABLE beside AS SELECT g AS id, repeat('b', 100) AS body FROM generate_series(1, 2000) g;
+DO $$ BEGIN
+  EXECUTE 'CREATE TYPE letter AS ENUM (' || (SELECT string_agg(quote_literal(g), ',') FROM generate_series(1, 64) g)
+    || ')';
+  CREATE TABLE ranged (id int, body text) PARTITION BY RANGE (id);
+  CREATE TABLE ranged_low PARTITION OF ranged FOR VALUES FROM (0) TO (50);
+  CREATE TABLE ranged_high PARTITION OF ranged FOR VALUES FROM (50) TO (100);
+  INSERT INTO ranged SELECT g, repeat('r', 10) FROM generate_series(0, 99) g;
+  CREATE TYPE pair AS (one letter, two int);
+  CREATE TYPE letters AS RANGE (subtype = letter);
+  CREATE TABLE hashed (which <key>, id int, body text) PARTITION BY HASH (which);
+  FOR i IN 0..1 LOOP
+    EXECUTE format('CREATE TABLE hashed_%s PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER %s) '
+      'PARTITION BY RANGE (id)', i, i);
+    EXECUTE format('CREATE TABLE hashed_%s_low PARTITION OF hashed_%s FOR VALUES FROM (MINVALUE) TO (3000)', i, i);
+    EXECUTE format('CREATE TABLE hashed_%s_rest PARTITION OF hashed_%s DEFAULT', i, i);
+  END LOOP;
+  INSERT INTO hashed SELECT <value>, g, repeat('e', 100) FROM generate_series(1, 6000) g;
+END $$
+"""
+
+
+def hashed_sql(key: str, value: str) -> str:
+    """Return what makes ``hashed``, partitioned by hash of a *key* made of an enum, and ``ranged`` beside it."""
+    return _HASHED.replace("<key>", key).replace("<value>", value.format("(enum_range(NULL::letter))[g % 64 + 1]"))

@@ -8,7 +8,7 @@ import pytest
 
 from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.streams.compression import Compression
-from tests.dump.sample import WEIRD, digests, dump_cluster, restore_cluster
+from tests.dump.sample import WEIRD, digests, dump_cluster, hashed_sql, restore_cluster
 from tests.lab.cluster import Cluster, MakeCluster
 
 _SAMPLE_PROPERTIES = """
@@ -48,6 +48,25 @@ def test_dump_comes_back(
     finally:
         sampled.sql(f'DROP DATABASE IF EXISTS "{new}"')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.pg(">=15")
+@pytest.mark.parametrize("dump_format", DumpFormat, ids=lambda one: one.value)
+def test_partitions_by_hash_of_oids(cluster: Cluster, bin_dir: Path, tmp_path: Path, dump_format: DumpFormat) -> None:
+    """Rows that belong to another partition in another database, since their hash is of OIDs, find it there."""
+    for dbname in ("hashed", "elsewhere"):
+        cluster.sql(f"DROP DATABASE IF EXISTS {dbname}")
+    cluster.sql("CREATE DATABASE hashed")
+    cluster.sql(hashed_sql("letter[]", "ARRAY[{0}, {0}]"), dbname="hashed")
+    backup = dump_cluster(
+        cluster, bin_dir=bin_dir, databases=["hashed"], format=dump_format, tmpdir=tmp_path, include_globals=False
+    )
+    restore_cluster(
+        cluster, backup, bin_dir=bin_dir, databases=("hashed",), new_database="elsewhere", tmpdir=tmp_path, jobs=2
+    )
+    for table in ("hashed", "ranged"):
+        query = f"SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM {table} AS t"
+        assert cluster.sql(query, dbname="elsewhere") == cluster.sql(query, dbname="hashed")
 
 
 def test_name_that_needs_encoding(

@@ -28,6 +28,7 @@ from pgkeep.server.pg_dump import (
     check_attribute_options,
     check_extra_options,
 )
+from pgkeep.server.table_facts import needs_load_via_root
 from pgkeep.server.tools import toolbox_for_dump
 from pgkeep.streams.compression import Compression
 from pgkeep.streams.item import ItemHeader, ItemKind
@@ -120,9 +121,12 @@ def plan_dump(
         extra=options.extra,
     )
     databases = _chosen_databases(server, options, warn=request.warn)
+    via_root = set()
     for database in databases:
         with contextlib.closing(server.session(dbname=database.name)) as session:
             check_attribute_options(session, toolbox=toolbox)
+            if needs_load_via_root(session):
+                via_root.add(database.name)
     if options.format is DumpFormat.DIRECTORY:
         largest = max(databases, key=lambda database: database.size_bytes)
         check_space(options.tmpdir, largest.size_bytes, purpose=f'staging database "{largest.name}"')
@@ -140,6 +144,7 @@ def plan_dump(
         compression=compression,
         compression_level=compression_level,
         databases=databases,
+        via_root=frozenset(via_root),
         role_passwords=role_passwords,
         system_identifier=str(server.value("SELECT system_identifier FROM pg_control_system()")),
     )

@@ -85,6 +85,7 @@ class DumpPlan(Plan):
         compression: What is done to the whole, by pg_dump or by pgkeep.
         compression_level: Within its range.
         databases: By name.
+        via_root: The names of those where partitions are filled through their partitioned tables.
         role_passwords: Whether password hashes may be read.
         system_identifier: The cluster's.
     """
@@ -94,6 +95,7 @@ class DumpPlan(Plan):
     compression: Compression
     compression_level: int
     databases: tuple[DatabaseProperties, ...]
+    via_root: frozenset[str]
     role_passwords: bool
     system_identifier: str
 

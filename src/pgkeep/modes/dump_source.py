@@ -69,7 +69,7 @@ class DumpSource:
             self._children,
             program="pg_dump",
             task=task_of(database),
-            arguments=self._plan.command.arguments(database.name),
+            arguments=self._plan.command.arguments(database.name, via_root=database.name in self._plan.via_root),
             tell=tell,
             explain=explain,
         )
@@ -78,7 +78,9 @@ class DumpSource:
         """Let pg_dump write *directory*, then yield its files, each removed when it has been read."""
         check_space(self._plan.options.tmpdir, database.size_bytes, purpose=f'staging database "{database.name}"')
         begin = time.monotonic()
-        arguments = self._plan.command.arguments(database.name, directory=directory)
+        arguments = self._plan.command.arguments(
+            database.name, directory=directory, via_root=database.name in self._plan.via_root
+        )
         try:
             with self._children.run("pg_dump", task_of(database), arguments, gives_output=False) as program:
                 program.finish()

@@ -180,6 +180,7 @@ class ParallelDumpSource:
             snapshot=snapshot.name,
             tables_without_data=[os.fsdecode(name) for name in names],
             encoding=encoding if names else "",
+            via_root=parts.database.name in plan.via_root,
         )
         with self._pg_dump(parts, arguments) as child:
             archive = DividedArchive(finished(child), task=task_of(parts.database))

@@ -80,9 +80,9 @@ class Division:
 
     def is_for_workers(self, table: TableFacts, *, is_standby: bool) -> bool:
         """Whether workers copy *table* at all."""
-        if table.is_of_extension or table.is_placed_by_enum or not table.columns:
+        if table.is_of_extension or table.is_placed_by_oid or not table.columns:
             # An extension says which of its rows are dumped, and pg_dump asks it. And pg_dump loads through the
-            # partitioned table where an enum places rows (forcePartitionRootLoad in pg_dump.c).
+            # partitioned table where OIDs place rows.
             return False
         return not (table.is_unlogged and is_standby)
 

@@ -39,6 +39,7 @@ from pgkeep.server.table_catalog import (
     statistics_of,
     views_on,
 )
+from pgkeep.server.table_facts import needs_load_via_root
 
 _LOCK_TIMEOUT = "30s"
 _SETTINGS = ("SET row_security TO off", "SET xmloption TO content")
@@ -147,11 +148,18 @@ def _choose(session: psycopg.Connection[Any], filters: Sequence[TableFilter], wa
             # pg_dump loads it through that one, which sends rows to other partitions than those they were in.
             entrance = by_oid[table.entrance].name
             raise RestoreRefused(
-                f"partition {table.name.quoted} cannot come back without {entrance.quoted}: a hash of an enum says "
-                "which rows are in it, and that is another one in each database",
+                f"partition {table.name.quoted} cannot come back without {entrance.quoted}: a hash of OIDs, such as "
+                "an enum's, says which rows are in it, and those are others in each database",
                 hint=f"restore {entrance} with all its partitions",
             )
     detached = [table for table in tables if table.parent and table.parent not in chosen]
+    if detached and needs_load_via_root(session):
+        name, parent = detached[0].name, by_oid[detached[0].parent].name
+        raise RestoreRefused(
+            f"partition {name.quoted} cannot come back without {parent.quoted}: where a hash of OIDs says to which "
+            "partition rows of any table belong, the dump has all partitions' rows as those of their tables",
+            hint="restore the partitioned table with all its partitions",
+        )
     for table in detached:
         parent = by_oid[table.parent].name
         session.execute(f"ALTER TABLE {parent.quoted} DETACH PARTITION {table.name.quoted}".encode())

@@ -74,6 +74,7 @@ class DumpCommand:
         sections: Sequence[str] = (),
         tables_without_data: Sequence[str] = (),
         encoding: str = "",
+        via_root: bool = False,
     ) -> list[str | Path]:
         """
         Return the command for *dbname*, writing to *directory* (directory format) or to standard output.
@@ -85,6 +86,7 @@ class DumpCommand:
             sections: Only these, of ``pre-data``, ``data`` and ``post-data``; empty for all.
             tables_without_data: Names of tables, quoted for SQL and in *encoding*, whose rows are left out.
             encoding: Of the archive and of these names; empty for that of the session that pg_dump gets.
+            via_root: Let partitions be filled through their partitioned table.
         """
         words: list[str | Path] = [self.toolbox.program("pg_dump"), f"--format={self.format.value}", "--no-password"]
         if self.format.compresses:
@@ -102,6 +104,8 @@ class DumpCommand:
             words.append(f"--snapshot={snapshot}")
         if encoding:
             words.append(f"--encoding={encoding}")
+        if via_root:
+            words.append("--load-via-partition-root")
         words += [f"--section={section}" for section in sections]
         # In quotes nothing in a name is a pattern (processSQLNamePattern in fe_utils/string_utils.c).
         words += [f"--exclude-table-data={name}" for name in tables_without_data]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from pgkeep.server.table_facts import placed_by_enum
+from pgkeep.server.table_facts import placed_by_oid
 
 if TYPE_CHECKING:
     import psycopg
@@ -44,7 +44,7 @@ class CatalogTable:
         parent: OID of the table that it is a partition of; 0 for none.
         bound: Of which values, ``FOR VALUES …``.
         columns: Those that a COPY takes.
-        entrance: OID of the partitioned table through which alone its rows come in, since a hash of an enum says in
+        entrance: OID of the partitioned table through which alone its rows come in, since a hash of OIDs says in
             which partition they are, and that is another one in each database; 0 for none.
     """
 
@@ -81,7 +81,7 @@ def list_catalog(session: psycopg.Connection[Any]) -> list[CatalogTable]:
                coalesce(pg_get_expr(c.relpartbound, c.oid), ''),
                ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
                      AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum),
-               CASE WHEN {placed_by_enum("c.oid")} THEN pg_partition_root(c.oid)::oid ELSE 0 END
+               CASE WHEN {placed_by_oid("c.oid")} THEN pg_partition_root(c.oid)::oid ELSE 0 END
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_inherits i ON c.relispartition AND i.inhrelid = c.oid
         WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'

@@ -33,8 +33,8 @@ class TableFacts:
         is_unlogged: Whether a standby has nothing of it.
         is_of_extension: Whether an extension made it, which then says what of it is dumped.
         is_filtered: Whether row level security hides rows from the asking role.
-        is_placed_by_enum: Whether a hash of an enum says which rows of a partitioned table are in it. That hash is of
-            an OID, which is another in each database, so only that partitioned table knows where its rows go.
+        is_placed_by_oid: Whether a hash of OIDs says which rows of a partitioned table are in it, as that of an enum
+            does. They are others in each database, so only that partitioned table knows where its rows go.
         key: Name of the first column of the primary key, where that is a number; empty otherwise.
         key_type: Name of that column's type; empty when there is no such key.
         histogram: Of that column, from the statistics; empty when there are none.
@@ -50,7 +50,7 @@ class TableFacts:
     is_unlogged: bool = False
     is_of_extension: bool = False
     is_filtered: bool = False
-    is_placed_by_enum: bool = False
+    is_placed_by_oid: bool = False
     key: str = ""
     key_type: str = ""
     histogram: tuple[Decimal, ...] = ()
@@ -94,7 +94,7 @@ def list_tables(
                pg_catalog.row_security_active(t.oid::oid),
                EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass
                        AND d.objid = t.oid AND d.deptype = 'e'),
-               {placed_by_enum("t.oid::oid")}
+               {placed_by_oid("t.oid::oid")}
         FROM (SELECT c.oid::int8 AS oid, n.nspname::text, c.relname::text, c.relpersistence::text,
                      coalesce(pg_catalog.pg_table_size(c.oid), 0) AS size,
                      coalesce(pg_catalog.pg_relation_size(c.oid), 0), coalesce(m.amname::text, '')
@@ -111,7 +111,7 @@ def list_tables(
         {"least": least_bytes, "most": at_most, "among": None if among is None else list(among)},
     ).fetchall()
     tables = []
-    for oid, schema, name, persistence, size, main, method, columns, is_filtered, is_of_extension, by_enum in rows:
+    for oid, schema, name, persistence, size, main, method, columns, is_filtered, is_of_extension, by_oid in rows:
         key, key_type, histogram = _key(connection, oid) if with_keys or method != "heap" else ("", "", ())
         tables.append(
             TableFacts(
@@ -125,7 +125,7 @@ def list_tables(
                 is_unlogged=persistence == "u",
                 is_of_extension=is_of_extension,
                 is_filtered=is_filtered,
-                is_placed_by_enum=by_enum,
+                is_placed_by_oid=by_oid,
                 key=key,
                 key_type=key_type,
                 histogram=histogram,
@@ -134,15 +134,36 @@ def list_tables(
     return tables
 
 
-def placed_by_enum(oid: str) -> str:
-    """Return the SQL that says whether a hash of an enum decides which rows are in the partition with this *oid*."""
+_MAY_HOLD_OIDS = ("array_ops", "record_ops", "range_ops", "multirange_ops", "oid_ops")
+"""Hashes of what may be made of enums, or be a ``regclass``; pg_dump does not look into these."""
+
+
+def placed_by_oid(oid: str) -> str:
+    """Return the SQL that says whether a hash of OIDs may decide which rows are in the partition with this *oid*."""
     return f"""
         EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors({oid}) AS ancestor(oid)
                 JOIN pg_catalog.pg_partitioned_table p ON p.partrelid = ancestor.oid
-                JOIN pg_catalog.pg_opclass o ON o.oid = ANY (p.partclass)
-                JOIN pg_catalog.pg_am h ON h.oid = o.opcmethod
-                WHERE h.amname = 'hash' AND o.opcname = 'enum_ops'
-                AND o.opcnamespace = 'pg_catalog'::regnamespace)
+                WHERE {_hashes_by("enum_ops", *_MAY_HOLD_OIDS)})
+    """
+
+
+def needs_load_via_root(connection: psycopg.Connection[Any]) -> bool:
+    """
+    Tell whether partitions of *connection*'s database must be filled through their partitioned tables.
+
+    pg_dump sees that by itself of a table that is partitioned by hash of an enum (forcePartitionRootLoad in
+    pg_dump.c), not of an array of enums, say: ``--load-via-partition-root`` tells it, for all tables.
+    """
+    query = f"SELECT EXISTS (SELECT FROM pg_catalog.pg_partitioned_table p WHERE {_hashes_by(*_MAY_HOLD_OIDS)})"
+    [(found,)] = connection.execute(query.encode()).fetchall()
+    return bool(found)
+
+
+def _hashes_by(*families: str) -> str:
+    return f"""
+        p.partstrat = 'h' AND EXISTS (SELECT FROM pg_catalog.pg_opclass o
+            WHERE o.oid = ANY (p.partclass) AND o.opcnamespace = 'pg_catalog'::regnamespace
+            AND o.opcname IN ({", ".join(f"'{name}'" for name in families)}))
     """
 
 
