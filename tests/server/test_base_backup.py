@@ -25,11 +25,12 @@ from pgkeep.server.base_backup_command import BaseBackupOptions, base_backup_com
 from pgkeep.server.connection import Server
 from pgkeep.server.replication import Replication
 from pgkeep.server.slots import TemporarySlot
-from pgkeep.server.wal_supply import StreamedWal, supply_range
+from pgkeep.server.streamed_wal import StreamedWal
 from pgkeep.streams.item import UNKNOWN_SIZE, ItemKind
 from tests.lab.cluster import Cluster, MakeCluster
 from tests.lab.proxy import Proxy
 from tests.lab.server_user import server_user
+from tests.server.wal_range import supply_range
 
 from .conftest import target_of, turn_on_tls
 

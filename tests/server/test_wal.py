@@ -18,19 +18,13 @@ from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.replication import HistoryFile
 from pgkeep.server.slots import TemporarySlot, create_physical_slot, find_slot
+from pgkeep.server.streamed_wal import StreamedWal
+from pgkeep.server.wal_files import ArchiveDirectory, LocalWal
 from pgkeep.server.wal_stream import WalChunk, WalStream
-from pgkeep.server.wal_supply import (
-    ArchiveDirectory,
-    FirstOf,
-    LocalWal,
-    NotThere,
-    StreamedWal,
-    WalContent,
-    WalSupply,
-    supply_range,
-)
+from pgkeep.server.wal_supply import FirstOf, NotThere, WalContent, WalSupply
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.proxy import Proxy
+from tests.server.wal_range import supply_range
 
 from .conftest import target_of
 

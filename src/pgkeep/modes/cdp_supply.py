@@ -14,7 +14,8 @@ from pgkeep.pg.wal import WalSegment
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import check_slot_is_bounded, find_slot
-from pgkeep.server.wal_supply import NotThere, StreamedWal, WalContent
+from pgkeep.server.streamed_wal import StreamedWal
+from pgkeep.server.wal_supply import NotThere, WalContent
 from pgkeep.spool.proof import read_proof
 from pgkeep.spool.reading import SpoolView, record_end
 from pgkeep.streams.item import Buffer

@@ -23,7 +23,9 @@ from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
 from pgkeep.server.slots import TemporarySlot, advance_slot, check_slot
-from pgkeep.server.wal_supply import ArchiveDirectory, FirstOf, LocalWal, NotThere, StreamedWal, WalContent, WalSupply
+from pgkeep.server.streamed_wal import StreamedWal
+from pgkeep.server.wal_files import ArchiveDirectory, LocalWal
+from pgkeep.server.wal_supply import FirstOf, NotThere, WalContent, WalSupply
 from pgkeep.streams.item import Item, ItemHeader, ItemRole
 from pgkeep.streams.record import WalRange
 
