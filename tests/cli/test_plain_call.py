@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pgkeep.cli.commands import app
 from pgkeep.cli.plain_call import read_plain_call
 from pgkeep.settings import cli_options
-from pgkeep.vault.vault import ClusterIdentity, Vault
+from pgkeep.vault.cluster_vault import ClusterIdentity
+from pgkeep.vault.vault import Vault
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 VERBS = ("backup", "check", "merge", "receive", "restore", "verify", "info", "expire")

@@ -16,8 +16,9 @@ from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, plan_restore
 from pgkeep.server.connection import Server
 from pgkeep.server.pg_dump import DumpFormat
 from pgkeep.streams.record import RecordHead
+from pgkeep.vault.cluster_vault import ClusterIdentity, ClusterVault
 from pgkeep.vault.stored_backup import StoredItem
-from pgkeep.vault.vault import ClusterIdentity, ClusterVault, Vault
+from pgkeep.vault.vault import Vault
 from tests.dump.sample import digests, plan_dump, target_of
 from tests.lab.cluster import Cluster
 

@@ -11,7 +11,8 @@ from pgkeep.pg.backup_label import parse_backup_label
 from pgkeep.pg.backup_manifest import ManifestReader
 from pgkeep.pg.lsn import Lsn
 from pgkeep.streams.record import FileEntry, RecordHead
-from pgkeep.vault.vault import HeldBackup, Vault
+from pgkeep.vault.cluster_vault import HeldBackup
+from pgkeep.vault.vault import Vault
 from tests.lab.cluster import free_port
 from tests.lab.ledger import Ledger
 from tests.lab.server_user import server_user

@@ -18,7 +18,7 @@ from pgkeep.jobs.receiving.service import ReceiveRequest, ReceiveService
 from pgkeep.jobs.receiving.ship import Shipper
 from pgkeep.jobs.receiving.source import SourceOptions
 from pgkeep.server.connection import ConnectionTarget
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from tests.receive.small_spool import QUIET, SEGMENT, SYSTEM, small_archive, small_spool
 from tests.receive.test_ending import Call, Service
 

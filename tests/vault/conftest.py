@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.vault.vault import ClusterIdentity, ClusterVault, Vault
+from pgkeep.vault.cluster_vault import ClusterIdentity, ClusterVault
+from pgkeep.vault.vault import Vault
 from tests.vault.stories import SYSTEM_IDENTIFIER
 
 

@@ -8,7 +8,7 @@ from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.streams.extents import ExtentPool, HasHeader
 from pgkeep.streams.item import Buffer, UnchangedItem
 from pgkeep.streams.record import RecordHead
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from tests.archive.made_wal import segment_at, wal_of
 from tests.vault.made_items import FULL, MadeDetached, MadeStreamed, head_of
 

@@ -12,7 +12,7 @@ import pytest
 
 from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.item import EXTENT_BYTES, ItemKind, ItemRole, UnchangedItem
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from tests.archive.made_wal import segment_at, wal_of
 from tests.vault.made_items import (
     DIFFERENTIAL,

@@ -12,9 +12,10 @@ import pytest
 from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.item import EXTENT_BYTES, UnchangedItem
 from pgkeep.streams.record import DamagedPages, WalRange
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.layout import is_volume_name
 from pgkeep.vault.stored_backup import StoredItem
-from pgkeep.vault.vault import ClusterVault, Vault
+from pgkeep.vault.vault import Vault
 from pgkeep.vault.verify import verify
 from tests.vault.made_items import DIFFERENTIAL, FULL, ROOT, detached, directory, head_of, header_of, streamed, symlink
 from tests.vault.stories import archive_wal, fetch, store

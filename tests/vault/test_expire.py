@@ -11,10 +11,10 @@ import pytest
 from pgkeep.errors import VaultBusy, VaultError
 from pgkeep.streams.item import UnchangedItem
 from pgkeep.streams.record import WalRange
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.expire import expire
 from pgkeep.vault.lock import Lock
 from pgkeep.vault.retention import RetentionPolicy
-from pgkeep.vault.vault import ClusterVault
 from tests.vault.made_items import DIFFERENTIAL, FULL, ROOT, detached, head_of, header_of
 from tests.vault.stories import archive_wal, fetch, store
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from pgkeep.errors import VaultBusy, VaultError
+from pgkeep.vault.cluster_vault import ClusterIdentity, ClusterVault
 from pgkeep.vault.expire import expire
 from pgkeep.vault.retention import RetentionPolicy
-from pgkeep.vault.vault import ClusterIdentity, ClusterVault, Vault
+from pgkeep.vault.vault import Vault
 from pgkeep.vault.verify import verify
 from tests.lab.smallfs import small_filesystem
 from tests.vault.made_items import FULL, ROOT, MadeDetached, detached, head_of, header_of, streamed

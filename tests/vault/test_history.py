@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pgkeep.streams.record import Level
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.history import VaultHistory
 from pgkeep.vault.layout import MANIFEST_FILE
-from pgkeep.vault.vault import ClusterVault
 from tests.vault.made_items import ROOT, detached
 from tests.vault.stories import store
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pgkeep.streams.item import ItemRole, UnchangedItem
 from pgkeep.streams.record import Level, RecordHead, Tablespace, WalRange
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.recipe import render_recipe
-from pgkeep.vault.vault import ClusterVault
 from tests.archive.made_wal import segment_at, wal_of
 from tests.vault.made_items import (
     DIFFERENTIAL,

@@ -8,7 +8,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.verify import verify
 from pgkeep.vault.volume import END_FRAME, VolumeWriter, padding_frame, raw_frame
 from tests.vault.made_items import DIFFERENTIAL, FULL, ROOT, MadeDetached, content_of, detached, head_of, header_of

@@ -17,8 +17,8 @@ from pgkeep.modes.contract import BackupRequest, Plan
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
 from pgkeep.streams.record import Level, RecordHead, RecordTail
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.history import VaultHistory
-from pgkeep.vault.vault import ClusterVault
 
 LEVELS = {"full": Level.FULL, "differential": Level.DIFFERENTIAL, "incremental": Level.INCREMENTAL}
 

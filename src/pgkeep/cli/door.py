@@ -14,7 +14,8 @@ from pgkeep.settings import Resolved, from_flags, read_config, resolve
 
 if TYPE_CHECKING:
     from pgkeep.server.connection import ConnectionTarget
-    from pgkeep.vault.vault import ClusterVault, Vault
+    from pgkeep.vault.cluster_vault import ClusterVault
+    from pgkeep.vault.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from pgkeep.jobs.program import archive_words, server_command
 from pgkeep.pg.recovery import render_setting
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
+from pgkeep.vault.cluster_vault import ClusterIdentity
 from pgkeep.vault.layout import VAULT_FILE
-from pgkeep.vault.vault import ClusterIdentity, Vault
+from pgkeep.vault.vault import Vault
 
 
 def run(call: Call, *, new_system: bool, as_json: bool) -> None:

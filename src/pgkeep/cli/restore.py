@@ -17,7 +17,7 @@ from pgkeep.modes import MODES
 from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.item import DetachedItem, StreamedItem
 from pgkeep.streams.record import RecordHead
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 
 if TYPE_CHECKING:
     from pgkeep.jobs.restoring.audit_file import AuditFile

@@ -12,8 +12,8 @@ from pgkeep.modes.dump_restore import restore
 from pgkeep.modes.dump_restore_plan import DumpRestoreOptions, plan_restore
 from pgkeep.server.connection import Server
 from pgkeep.streams.record import RecordHead
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.stored_backup import StoredItem
-from pgkeep.vault.vault import ClusterVault
 
 
 def restore_dumps(call: Call, cluster: ClusterVault, heads: list[RecordHead], *, as_json: bool) -> None:

@@ -25,8 +25,9 @@ from pgkeep.server.dump_snapshot import check_no_pooler
 from pgkeep.server.slots import TemporarySlot, find_slot, slots
 from pgkeep.server.tools import toolbox_for_dump, toolbox_for_server
 from pgkeep.spool.state import has_state
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.layout import CLUSTER_FILE
-from pgkeep.vault.vault import ClusterVault, Vault
+from pgkeep.vault.vault import Vault
 from pgkeep.vault.wal_archive import WalArchive
 
 

@@ -18,7 +18,7 @@ from pgkeep.server.connection import Server
 from pgkeep.server.slots import find_slot
 from pgkeep.spool.state import spooled_names
 from pgkeep.streams.record import RecordHead
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.wal_holes import read_holes
 from pgkeep.vault.wal_view import WalView
 

@@ -28,9 +28,9 @@ from pgkeep.jobs.restoring.scratch import Scratch
 from pgkeep.pg.recovery import RecoveryTarget, TargetAction
 from pgkeep.server.tools import toolbox_for_server
 from pgkeep.streams.record import RecordHead
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.proofs import Proof, add_proof
 from pgkeep.vault.stored_chain import StoredChain
-from pgkeep.vault.vault import ClusterVault
 from pgkeep.vault.wal_view import WalView
 
 _SHOWN_LOG_LINES = 20

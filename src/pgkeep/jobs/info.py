@@ -11,8 +11,8 @@ from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.jobs.recovery.windows import Hole, Window, find_holes, recovery_windows
 from pgkeep.spool.state import ReceiverState, read_state, spooled_names
 from pgkeep.streams.record import RecordHead, RecordTail, WalRange
+from pgkeep.vault.cluster_vault import ClusterVault, Unreadable
 from pgkeep.vault.proofs import Proof, newest_proved, read_proofs
-from pgkeep.vault.vault import ClusterVault, Unreadable
 from pgkeep.vault.wal_holdings import HeldRange, ranges
 from pgkeep.vault.wal_holes import read_holes
 from pgkeep.vault.wal_view import WalView

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from pgkeep.jobs.merging.chain import chain_to_merge, merged_id
 from pgkeep.jobs.merging.source import MergedSource
 from pgkeep.streams.record import RecordHead, RecordTail
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.sink import VaultSink
 from pgkeep.vault.stored_chain import StoredChain
-from pgkeep.vault.vault import ClusterVault
 
 if TYPE_CHECKING:
     # It brings the libraries for servers, and a merge needs none.

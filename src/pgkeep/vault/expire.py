@@ -17,9 +17,10 @@ from pathlib import Path
 from pgkeep.errors import FormatError, VaultError
 from pgkeep.pg.wal import WalSegment, is_history_name
 from pgkeep.streams.record import RecordHead
+from pgkeep.vault.cluster_vault import ClusterVault, Unreadable
 from pgkeep.vault.layout import DELETED_MANIFEST_FILE, MANIFEST_FILE
 from pgkeep.vault.retention import RetentionPlan, RetentionPolicy, plan_retention
-from pgkeep.vault.vault import ClusterVault, Unreadable
+from pgkeep.vault.unnamed_file import sync_directory
 from pgkeep.vault.wal_holdings import ArchivedFile, files, timelines
 
 
@@ -130,7 +131,7 @@ def _wal_to_delete(cluster: ClusterVault, plan: RetentionPlan) -> Iterator[Archi
 def _delete_backup(directory: Path) -> None:
     try:
         (directory / MANIFEST_FILE).rename(directory / DELETED_MANIFEST_FILE)
-        _sync_directory(directory)
+        sync_directory(directory)
     except OSError as error:
         raise VaultError(f"cannot delete {directory}: {error.strerror}") from error
     _delete_directory(directory)
@@ -139,7 +140,7 @@ def _delete_backup(directory: Path) -> None:
 def _delete_directory(directory: Path) -> None:
     try:
         shutil.rmtree(directory)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
     except OSError as error:
         raise VaultError(f"cannot delete {directory}: {error.strerror}") from error
 
@@ -150,11 +151,3 @@ def _stored_bytes(directory: Path) -> int:
         for entry in entries:
             total += entry.stat(follow_symlinks=False).st_size
     return total
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

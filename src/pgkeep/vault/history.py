@@ -7,7 +7,7 @@ import datetime as dt
 from pgkeep.errors import BackupUnusable, UsageError, VaultError
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.streams.record import Level, RecordHead, new_backup_id
-from pgkeep.vault.vault import ClusterVault, HeldBackup
+from pgkeep.vault.cluster_vault import ClusterVault, HeldBackup
 from pgkeep.vault.wal_holdings import held_through
 
 

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from pgkeep.streams.record import FileEntry
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.stored_backup import StoredBackup, StoredItem
 from pgkeep.vault.survey import survey
-from pgkeep.vault.vault import ClusterVault
 
 
 class StoredChain:

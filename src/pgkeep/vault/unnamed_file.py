@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 TEMPORARY_PREFIX = ".pgkeep-"
 TEMPORARY_SUFFIX = ".tmp"
@@ -106,6 +107,28 @@ def write_all(fd: int, content: bytes | bytearray | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Put *content* in place of what *path* held, in one step and on disk; raise OSError when that cannot be done."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.closing(UnnamedFile(directory)) as file:
+            write_all(file.fd, content)
+            os.fsync(file.fd)
+            file.publish_over(path.name)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def sync_directory(path: Path) -> None:
+    """Make durable which names a directory holds."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def is_temporary_name(name: str) -> bool:

@@ -15,10 +15,10 @@ from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.streams.extents import ExtentPool
 from pgkeep.streams.record import FileEntry, RecordHead
 from pgkeep.streams.thread_memory import ThreadMemory
+from pgkeep.vault.cluster_vault import ClusterVault, Unreadable
 from pgkeep.vault.layout import MANIFEST_FILE, volume_name
 from pgkeep.vault.retention import needs_of
 from pgkeep.vault.stored_backup import StoredBackup
-from pgkeep.vault.vault import ClusterVault, Unreadable
 from pgkeep.vault.verify_members import NotedItem, PageVerification, VolumeCheck
 from pgkeep.vault.verify_report import Finding, VerifyReport
 from pgkeep.vault.verify_wal import all_wal, carried_wal, find_holes, find_missing_wal, verify_wal_files

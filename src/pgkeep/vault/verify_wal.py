@@ -12,7 +12,7 @@ from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import WalSegment, is_history_name, segments_between
 from pgkeep.streams.record import RecordHead
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.verify_report import Finding, VerifyReport
 from pgkeep.vault.wal_archive import WalArchive
 from pgkeep.vault.wal_holdings import HeldRange, files, missing, ranges, timelines

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pgkeep.errors import BackupUnusable, RestoreRefused, VaultError
 from pgkeep.jobs.recovery.block_chain import MODE, chain_of
 from pgkeep.streams.record import Level, RecordHead, new_backup_id
-from pgkeep.vault.vault import ClusterVault, Unreadable
+from pgkeep.vault.cluster_vault import ClusterVault, Unreadable
 
 MERGED_FROM = "merged_from"
 """Among a head's details: the ids of the chain that the backup was made of, the Full first."""

@@ -19,7 +19,7 @@ from pgkeep.jobs.receiving.ship import Shipper
 from pgkeep.jobs.receiving.source import SourceOptions
 from pgkeep.jobs.receiving.watchdog import Watchdog
 from pgkeep.spool.directory import Spool
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.wal_holes import WalHole, add_hole, read_holes
 
 _GOODBYE_SECONDS = 10.0

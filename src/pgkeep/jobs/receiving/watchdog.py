@@ -30,8 +30,8 @@ from pgkeep.server.slots import ReplicationSlot, find_slot
 from pgkeep.spool.directory import Spool
 from pgkeep.spool.state import BACULA, VAULT, ReceiverState, read_state, write_state
 from pgkeep.spool.taken import read_taken
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.layout import MANIFEST_FILE
-from pgkeep.vault.vault import ClusterVault
 from pgkeep.vault.wal_holes import HOLES_FILE, WalHole
 
 LOOK_SECONDS = 2.0

@@ -13,7 +13,7 @@ from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.streams.record import RecordHead
-from pgkeep.vault.vault import ClusterVault
+from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.wal_holdings import held_through
 from pgkeep.vault.wal_holes import WalHole, read_holes
 from pgkeep.vault.wal_view import WalView

@@ -23,8 +23,9 @@ from pgkeep.pg.lsn import SystemIdentifier
 from pgkeep.pg.wal import is_backup_label_name, is_history_name, is_partial_name, is_segment_name
 from pgkeep.streams.item import Buffer, StreamedItem
 from pgkeep.streams.record import RecordHead
+from pgkeep.vault.cluster_vault import ClusterIdentity
 from pgkeep.vault.layout import WAL_DIRECTORY
-from pgkeep.vault.vault import ClusterIdentity, Vault
+from pgkeep.vault.vault import Vault
 from pgkeep.vault.wal_archive import WalArchive
 
 CLUSTER = "restored"
