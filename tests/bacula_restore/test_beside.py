@@ -8,7 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from pgkeep.errors import BackupUnusable
 from pgkeep.jobs.restoring.private_wal import PrivateWal
+from pgkeep.jobs.streamed import beside as beside_module
 from pgkeep.jobs.streamed.beside import DIRECTORY, WalBeside
 from pgkeep.streams.item import Buffer, ItemHeader, StreamedItem
 
@@ -69,6 +73,23 @@ def test_a_file_that_comes_last_is_waited_for(tmp_path: Path) -> None:
     assert wal.taken == [(f"wal/{NAME}", b"abc")]
     # The room is free again, file by file.
     assert list(here.directory.iterdir()) == []
+
+
+def test_what_will_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the WAL's line has given up, its files are missed at once, and those that came before are no use."""
+    monkeypatch.setattr(beside_module, "_LATE_SECONDS", 1e9)
+    there, here = beside(tmp_path), beside(tmp_path)
+    there.begin()
+    here.begin()
+    there.keep([Arriving()], root=ROOT)
+    there.give_up()
+    with pytest.raises(BackupUnusable, match=r"did not arrive: x; the Plugin line that takes them has given up"):
+        here.hand_over([NAME, "x"], Taken())
+    here.end()
+    assert [path.suffix for path in (tmp_path / DIRECTORY).iterdir()] == [".over"]
+    # It would be a mark for nobody.
+    there.give_up()
+    assert [path.suffix for path in (tmp_path / DIRECTORY).iterdir()] == [".over"]
 
 
 def test_what_a_restore_waits_with_for_days_stays(tmp_path: Path) -> None:

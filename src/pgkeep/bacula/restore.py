@@ -106,6 +106,10 @@ class _Restore:
         """Hold the conversation from RestoreStart to FINISH."""
         try:
             self._converse()
+        except BaseException:
+            if self._mode == CDP_MODE:
+                self._wal_beside.give_up()
+            raise
         finally:
             if self._cdp_heads() and self._mode != CDP_MODE:
                 # Whatever became of this one: the other line need not keep WAL for it.

@@ -3,7 +3,8 @@ WAL that comes for another Plugin line than the base backup does, in the same re
 
 The daemon gives the files of each line to a process of its own. The one for the WAL puts it into a directory that both
 know and hold, and the one for the base backup takes it from there when all files of the restore have come. Whatever
-becomes of that one, it leaves a mark behind: nobody waits for the WAL any more.
+becomes of that one, it leaves a mark behind: nobody waits for the WAL any more. Where the one for the WAL gives up, it
+leaves another one: nothing more will come.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pgkeep.pg.wal import is_partial_name
 from pgkeep.streams.item import Buffer, ItemHeader, ItemKind
 
 DIRECTORY = "restored-wal"
-_OVER = ".over"
+_OVER, _GIVEN_UP = ".over", ".given-up"
 _FORGOTTEN_SECONDS = 2 * 86_400
 _PIECE_BYTES = 1 << 20
 _LATE_SECONDS = 60.0
@@ -44,6 +45,7 @@ class WalBeside:
     def __init__(self, state_dir: Path, *, restore: str, cluster: str) -> None:
         self.directory = state_dir / DIRECTORY / f"{restore}.{cluster.replace('/', '_')}"
         self._over = self.directory.with_name(self.directory.name + _OVER)
+        self._given_up = self.directory.with_name(self.directory.name + _GIVEN_UP)
         self._held = -1
 
     def begin(self) -> None:
@@ -57,7 +59,7 @@ class WalBeside:
         for path in self.directory.parent.iterdir():
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
-                    path.unlink() if path.suffix == _OVER else _remove_unheld(path)
+                    path.unlink() if path.suffix in (_OVER, _GIVEN_UP) else _remove_unheld(path)
 
     def keep(self, items: Iterable[ArrivingItem], *, root: str) -> int:
         """Keep the WAL files of the mode's directory *root* among *items*; return how many came."""
@@ -89,6 +91,12 @@ class WalBeside:
         wanted = set(expected)
         deadline = time.monotonic() + _LATE_SECONDS
         while missing := sorted(wanted - set(self._names())):
+            if self._given_up.exists():
+                raise BackupUnusable(
+                    f"{len(missing)} WAL files of mode cdp did not arrive: {', '.join(missing[:5])}; the Plugin line "
+                    "that takes them has given up, and said why",
+                    hint="mend what it names, and restore again",
+                )
             # The daemon does not wait until a file has its name.
             if time.monotonic() > deadline:
                 raise BackupUnusable(
@@ -109,11 +117,15 @@ class WalBeside:
 
     def end(self) -> None:
         """Remove what came, and leave the mark that nothing more is wanted, whether or not the other has begun."""
-        with contextlib.suppress(OSError):
-            self._over.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._over.touch(mode=0o600)
+        _leave(self._over)
+        self._given_up.unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
         self.let_go()
+
+    def give_up(self) -> None:
+        """Leave the mark that nothing more comes, unless nobody waits for it any more."""
+        if not self._over.exists():
+            _leave(self._given_up)
 
     def let_go(self) -> None:
         """Hold the directory no longer."""
@@ -139,6 +151,13 @@ class WalBeside:
                 # The other process has given up meanwhile, and has removed the directory.
                 raise RestoreRefused("the base backup is not restored: its Plugin line said why") from error
             raise RestoreRefused(f"cannot keep WAL in {self.directory}: {error.strerror}") from error
+
+
+def _leave(mark: Path) -> None:
+    # Without it the other process waits a while in vain.
+    with contextlib.suppress(OSError):
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch(mode=0o600)
 
 
 def _remove_unheld(directory: Path) -> None:
