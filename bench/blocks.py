@@ -12,12 +12,13 @@ processes and zstd level 1 everywhere. What pgkeep alone does is not evened out:
 before, where pg_basebackup has that of the backup, and pgBackRest's was archived before the clock started; and it has
 an interpreter to start, which is most of its time where little has changed.
 
-Seen with 2.4 GB on two processors: 0.095 of pgBackRest's time (goal 0.35; on a busy machine: 1.0 s of processor time,
-its 5.9 s). On a quiet one about 6 times that of pg_basebackup (goal 1.1, not met): 0.7 s against 0.12 s, of which 0.3
-s are the interpreter and libraries that it loads, psycopg most of all, before the first connection; each further 100
-MB of changes cost it 0.15 s, us 0.45 s, half of that for the WAL. 0.53, 0.53 and 0.56 of laying down and
-pg_combinebackup in three turns (goal 0.5, not met): 4.3 s, of which the disk needs 2.4 to 3 s for what is written, and
-two processors as long to decompress and check it.
+Seen with 2.4 GB on two processors and a disk that writes 2.2 GB a second, by these benches: 0.20 of pgBackRest's time
+(goal 0.35), 0.37 of laying down and pg_combinebackup (goal 0.5; 3.1 s, no disk besides the cluster, where those take
+105 % more), and 4.6 times that of pg_basebackup (goal 1.1, not met): 0.48 s against 0.10 s. Of the 0.48 s, 0.17 s are
+the interpreter and the libraries that it loads, psycopg for half of it, before the first question; 0.05 s the gate;
+0.15 s the server's work on the backup, which is all that pg_basebackup waits for; 0.06 s the 64 MB of WAL. With a third
+of all blocks changed it was 2.4 s against 1.0 s, 0.9 s of it for 700 MB of WAL. On a slower disk and processor (0.9 GB
+a second): 0.10, 0.53 to 0.56, and 6.
 
 PGKEEP_BENCH_SCALE is pgbench's scale, 115 for 2 GB.
 """
