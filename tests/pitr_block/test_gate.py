@@ -145,12 +145,37 @@ def test_another_cluster(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> 
         f"backup {base} is of another cluster: system identifier {identifiers[0]}, the server's is {identifiers[1]}"
     )
     cluster = keeper.cluster
+    take_snapshot(cluster)
+    cluster.sql("CREATE TABLE later AS SELECT generate_series(1, 100000) AS n")
+    base = made(keeper)
+    last = keeper.info()["backups"][-1]
+    put_snapshot_back(cluster)
+    found = planned(keeper).reason
+    assert found.startswith(f"backup {base} ends at {last['stop_lsn']}, but the server's WAL at 0/"), found
+    assert found.endswith(": its files were put back to an earlier state"), found
+    # When as much has been written as there was, summaries cover all of it; they are of other WAL.
+    is_there = "SELECT pg_current_wal_flush_lsn() > %s::pg_lsn"
+    cluster.sql("CREATE TABLE other (text text)")
+    while not cluster.value(is_there, [last["stop_lsn"]]):
+        cluster.sql("INSERT INTO other SELECT repeat('x', 500) FROM generate_series(1, 1000)")
+    expected = (
+        f"backup {base} starts at {last['start_lsn']}, but no checkpoint of the server's WAL does: "
+        "its files were put back to an earlier state"
+    )
+    assert planned(keeper).reason == expected
+    cluster.sql("CHECKPOINT")
+    assert planned(keeper).reason == expected
+
+
+def take_snapshot(cluster: Cluster) -> None:
+    """Copy the files of a server, as of a stopped virtual machine."""
     cluster.stop()
     shutil.copytree(cluster.data_directory, cluster.data_directory.with_name("earlier"), symlinks=True)
     cluster.start()
-    cluster.sql("CREATE TABLE later AS SELECT generate_series(1, 100000) AS n")
-    base = made(keeper)
-    stop = keeper.info()["backups"][-1]["stop_lsn"]
+
+
+def put_snapshot_back(cluster: Cluster) -> None:
+    """Let a server go on from the copy of its files."""
     cluster.stop()
     shutil.rmtree(cluster.data_directory)
     cluster.data_directory.with_name("earlier").rename(cluster.data_directory)
@@ -158,9 +183,18 @@ def test_another_cluster(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> 
         for name in [".", *names, *files]:
             server_user().own(os.path.join(directory, name))
     cluster.start()
-    found = planned(keeper).reason
-    assert found.startswith(f"backup {base} ends at {stop}, but the server's WAL at 0/"), found
-    assert found.endswith(": its files were put back to an earlier state"), found
+
+
+def test_nothing_between_base_and_increment(keeper: Keeper) -> None:
+    """Where nothing has happened since the base, and all summaries have gone, an Incremental builds on it."""
+    made(keeper)
+    assert planned(keeper).is_incremental
+    cluster = keeper.cluster
+    gone = "SELECT summarized_lsn = %s::pg_lsn FROM pg_get_wal_summarizer_state()"
+    wait_for(lambda: cluster.value(gone, [keeper.info()["backups"][0]["start_lsn"]]), "the base's start is summarized")
+    for file in (cluster.data_directory / "pg_wal/summaries").iterdir():
+        file.unlink()
+    assert planned(keeper).is_incremental
 
 
 def _lose_record(keeper: Keeper, backup_id: str) -> None:
