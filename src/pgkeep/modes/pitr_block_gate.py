@@ -140,10 +140,17 @@ class Gate:
         if gap is None:
             return None
         kept = keep_time(self._server)
-        how_long = "for ever" if kept is None else f"for {days(kept)} (wal_summary_keep_time)"
-        return Obstacle(
+        missing = (
             f"no WAL summaries from {gap[0]} to {gap[1]} on timeline {timeline}, needed since backup {head.backup_id} "
-            f"starts at {since}; the server keeps them {how_long}",
+            f"starts at {since}"
+        )
+        if kept is None or queries.server_time(self._server) - dt.datetime.fromisoformat(head.start_time) < kept:
+            return Obstacle(
+                f"{missing}: summarize_wal was off or wal_level minimal meanwhile, or somebody has removed them",
+                "make a Full",
+            )
+        return Obstacle(
+            f"{missing}; the server keeps them for {days(kept)} (wal_summary_keep_time)",
             "make a Full, and keep summaries for longer than it is from a backup to the next that builds on it",
         )
 
