@@ -68,7 +68,10 @@ def test_combined_chain_is_the_cluster_and_leaves_nothing_beside(keeper: Keeper)
     fails = programs(keeper, "fails", own='mkdir "$3"; echo "pg_combinebackup: error: no luck" >&2; exit 1')
     failed = keeper.run("restore", COMBINE, *where, f"--bin-dir={fails}", "--no-start")
     assert failed.status == 4
-    assert failed.refusal[0] == f"error: {PROGRAM} of {', '.join(ids)} ended with status 1: no luck"
+    assert failed.refusal == [
+        f"error: {PROGRAM} of {', '.join(ids)} ended with status 1: no luck",
+        "hint: restore without --combine: pgkeep itself rolls the chain forward, in place",
+    ]
     assert not (keeper.directory / "combined.pgkeep-combine").exists()
 
     bin_dir = f"--bin-dir={keeper.cluster.installation.bin_dir}"

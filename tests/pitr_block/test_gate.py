@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import shutil
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def set_summarizing(cluster: Cluster, *, to: str) -> None:
     )
 
 
-def test_summaries_that_are_not_there(major: int, keeper: Keeper) -> None:
+def test_summaries_that_are_not_there(major: int, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without summaries, or with a gap in them, a job is made as a Full and says what to set, or fails as asked."""
     cluster = keeper.cluster
     base = made(keeper)
@@ -73,10 +74,14 @@ def test_summaries_that_are_not_there(major: int, keeper: Keeper) -> None:
     set_summarizing(cluster, to="on")
     found = planned(keeper).reason
     assert found.startswith("no WAL summaries from 0/"), found
-    assert found.endswith(
-        f" on timeline 1, needed since backup {base} starts at {start}; the server keeps them for 30 days "
-        "(wal_summary_keep_time)"
-    ), found
+    needed = f" on timeline 1, needed since backup {base} starts at {start}"
+    cause = "summarize_wal was off or wal_level minimal meanwhile, or somebody has removed them"
+    assert found.endswith(f"{needed}: {cause}"), found
+    # As if the backup were so old that the server has removed them by itself.
+    monkeypatch.setattr(queries, "server_time", lambda _: dt.datetime.now(dt.UTC) + dt.timedelta(days=31))
+    too_old = planned(keeper).reason
+    assert too_old.endswith(f"{needed}; the server keeps them for 30 days (wal_summary_keep_time)"), too_old
+    monkeypatch.undo()
     outcome = keeper.must("backup", *backup_options(keeper, "incremental"))
     assert outcome.report["level"] == "Full"
     assert outcome.warnings[0] == f"making a Full instead of the Incremental asked for: {found}"
@@ -145,12 +150,37 @@ def test_another_cluster(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> 
         f"backup {base} is of another cluster: system identifier {identifiers[0]}, the server's is {identifiers[1]}"
     )
     cluster = keeper.cluster
+    take_snapshot(cluster)
+    cluster.sql("CREATE TABLE later AS SELECT generate_series(1, 100000) AS n")
+    base = made(keeper)
+    last = keeper.info()["backups"][-1]
+    put_snapshot_back(cluster)
+    found = planned(keeper).reason
+    assert found.startswith(f"backup {base} ends at {last['stop_lsn']}, but the server's WAL at 0/"), found
+    assert found.endswith(": its files were put back to an earlier state"), found
+    # When as much has been written as there was, summaries cover all of it; they are of other WAL.
+    is_there = "SELECT pg_current_wal_flush_lsn() > %s::pg_lsn"
+    cluster.sql("CREATE TABLE other (text text)")
+    while not cluster.value(is_there, [last["stop_lsn"]]):
+        cluster.sql("INSERT INTO other SELECT repeat('x', 500) FROM generate_series(1, 1000)")
+    expected = (
+        f"backup {base} starts at {last['start_lsn']}, but no checkpoint of the server's WAL does: "
+        "its files were put back to an earlier state"
+    )
+    assert planned(keeper).reason == expected
+    cluster.sql("CHECKPOINT")
+    assert planned(keeper).reason == expected
+
+
+def take_snapshot(cluster: Cluster) -> None:
+    """Copy the files of a server, as of a stopped virtual machine."""
     cluster.stop()
     shutil.copytree(cluster.data_directory, cluster.data_directory.with_name("earlier"), symlinks=True)
     cluster.start()
-    cluster.sql("CREATE TABLE later AS SELECT generate_series(1, 100000) AS n")
-    base = made(keeper)
-    stop = keeper.info()["backups"][-1]["stop_lsn"]
+
+
+def put_snapshot_back(cluster: Cluster) -> None:
+    """Let a server go on from the copy of its files."""
     cluster.stop()
     shutil.rmtree(cluster.data_directory)
     cluster.data_directory.with_name("earlier").rename(cluster.data_directory)
@@ -158,9 +188,45 @@ def test_another_cluster(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> 
         for name in [".", *names, *files]:
             server_user().own(os.path.join(directory, name))
     cluster.start()
-    found = planned(keeper).reason
-    assert found.startswith(f"backup {base} ends at {stop}, but the server's WAL at 0/"), found
-    assert found.endswith(": its files were put back to an earlier state"), found
+
+
+def test_nothing_between_base_and_increment(keeper: Keeper) -> None:
+    """Where nothing has happened since the base, and all summaries have gone, an Incremental builds on it."""
+    made(keeper)
+    assert planned(keeper).is_incremental
+    cluster = keeper.cluster
+    gone = "SELECT summarized_lsn = %s::pg_lsn FROM pg_get_wal_summarizer_state()"
+    wait_for(lambda: cluster.value(gone, [keeper.info()["backups"][0]["start_lsn"]]), "the base's start is summarized")
+    for file in (cluster.data_directory / "pg_wal/summaries").iterdir():
+        file.unlink()
+    assert planned(keeper).is_incremental
+
+
+def test_a_damaged_summary(major: int, keeper: Keeper) -> None:
+    """The server tells of it when the backup begins; the job fails, says what helps, and that does help."""
+    made(keeper)
+    cluster = keeper.cluster
+    cluster.sql("CREATE TABLE later AS SELECT 1 AS n")
+    cluster.sql("CHECKPOINT")
+    until = cluster.value("SELECT redo_lsn FROM pg_control_checkpoint()")
+    wait_for(
+        lambda: cluster.value("SELECT summarized_lsn >= %s::pg_lsn FROM pg_get_wal_summarizer_state()", [until]),
+        "the table is in a summary",
+    )
+    newest = max((cluster.data_directory / "pg_wal/summaries").iterdir(), key=lambda path: path.name)
+    content = bytearray(newest.read_bytes())
+    # Its checksum.
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    outcome = keeper.run("backup", *backup_options(keeper, "incremental"))
+    assert outcome.status == 4
+    error, hint = outcome.refusal
+    assert error.startswith(
+        f'error: PostgreSQL at {where(cluster)} refused: file "pg_wal/summaries/{newest.name}" has wrong checksum: '
+    )
+    assert hint == "hint: make a Full, for which the server reads no WAL summaries"
+    made(keeper)
+    assert backup(keeper, "incremental").report["level"] == "Incremental"
 
 
 def _lose_record(keeper: Keeper, backup_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pgkeep.errors import RestoreRefused
+from pgkeep.pg.recovery import RecoveryTarget, TargetKind
 from tests.restore.holdings import Holdings, fork, head, plan
 
 
@@ -32,6 +33,18 @@ def test_newest_timeline_that_the_newest_backup_leads_to() -> None:
     """A promoted server goes on where the newest backup is, even before any of its own WAL is archived."""
     found = plan([head("full", stop=2)], Holdings({1: 4}, fork(2, 1, 4)))
     assert (found.timeline, found.notes) == (2, [])
+
+
+def test_a_backup_that_is_named_but_on_another_timeline() -> None:
+    """What is left of a past that a restore left is in reach: the hint says by which timeline, and it is so."""
+    heads = [head("full", stop=2), head("left", stop=6), head("again", stop=9, timeline=2, at=8)]
+    holdings = Holdings({1: 10, 2: 9}, fork(2, 1, 4))
+    with pytest.raises(RestoreRefused) as refused:
+        plan(heads, holdings, RecoveryTarget(kind=TargetKind.LATEST, timeline="2"), backup_id="left")
+    assert refused.value.message == "backup left does not lie on timeline 2"
+    assert refused.value.hint == "add --target-timeline=1, on which it was made"
+    found = plan(heads, holdings, RecoveryTarget(kind=TargetKind.LATEST, timeline="1"), backup_id="left")
+    assert (found.timeline, found.base.backup_id) == (1, "left")
 
 
 def test_settings_raised_after_the_base() -> None:

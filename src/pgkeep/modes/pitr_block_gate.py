@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgkeep.errors import BackupUnusable, FormatError, ServerError
@@ -21,12 +22,22 @@ from pgkeep.pg.capabilities import version_text
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
-from pgkeep.server.wal_summaries import is_summarizing, keep_time, summarizer, uncovered, wal_summaries
+from pgkeep.server.wal_summaries import (
+    Summarizer,
+    is_border,
+    is_summarizing,
+    keep_time,
+    summarizer,
+    uncovered,
+    wal_summaries,
+)
 from pgkeep.streams.record import RecordHead
 
 POLL_SECONDS = 0.2
 SUMMARIZER_START_SECONDS = 10.0
 """How long a summarizer that was just switched on may take to say where it begins."""
+SUMMARIZER_READ_SECONDS = 60.0
+"""How long it may read nothing before it is as far as the base: so long the server would wait for it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,7 @@ class Gate:
             or _broken_chain(head, history)
             or _unusable_manifest(base)
             or self._no_summaries(head)
+            or self._other_past(head)
         )
         if found is None and self._facts.identity.is_in_recovery:
             self._await_restartpoint(head)
@@ -117,10 +129,7 @@ class Gate:
                 "ALTER SYSTEM SET summarize_wal = on, SELECT pg_reload_conf(), and make a Full",
             )
         since, timeline = Lsn.parse(head.start_lsn), Timeline(head.timeline)
-        deadline = time.monotonic() + SUMMARIZER_START_SECONDS
-        pause = threading.Event()
-        while (state := summarizer(self._server)).timeline is None and time.monotonic() < deadline:
-            pause.wait(POLL_SECONDS)
+        state = self._await_summarizer(lambda state: state.timeline is not None, SUMMARIZER_START_SECONDS)
         if state.timeline is None:
             return Obstacle(
                 f"the WAL summarizer of {self._server.where} has not begun after {SUMMARIZER_START_SECONDS:g} s",
@@ -131,12 +140,54 @@ class Gate:
         if gap is None:
             return None
         kept = keep_time(self._server)
-        how_long = "for ever" if kept is None else f"for {days(kept)} (wal_summary_keep_time)"
-        return Obstacle(
+        missing = (
             f"no WAL summaries from {gap[0]} to {gap[1]} on timeline {timeline}, needed since backup {head.backup_id} "
-            f"starts at {since}; the server keeps them {how_long}",
+            f"starts at {since}"
+        )
+        if kept is None or queries.server_time(self._server) - dt.datetime.fromisoformat(head.start_time) < kept:
+            return Obstacle(
+                f"{missing}: summarize_wal was off or wal_level minimal meanwhile, or somebody has removed them",
+                "make a Full",
+            )
+        return Obstacle(
+            f"{missing}; the server keeps them for {days(kept)} (wal_summary_keep_time)",
             "make a Full, and keep summaries for longer than it is from a backup to the next that builds on it",
         )
+
+    def _other_past(self, head: RecordHead) -> Obstacle | None:
+        # A summary ends wherever a redo may begin (SummarizeXlogRecord in walsummarizer.c), as at the base's start.
+        # Where files were put back to an earlier state and WAL has been written beyond the base since, the summaries
+        # tell of other WAL: what the base holds of the lost one would stay, and rows of the new one would be missing.
+        since, timeline = Lsn.parse(head.start_lsn), Timeline(head.timeline)
+        state = self._await_summarizer(
+            lambda state: state.summarized >= since or state.read > since, SUMMARIZER_READ_SECONDS
+        )
+        if state.summarized < since and state.read <= since:
+            return Obstacle(
+                f"the WAL summarizer of {self._server.where} stands at {state.read} for {SUMMARIZER_READ_SECONDS:g} s, "
+                f"backup {head.backup_id} starts at {since}",
+                "look into the server's log, and make a Full",
+            )
+        # Of a server where nothing has happened since, every summary may be too old to be kept.
+        if state.summarized == since or is_border(self._server, timeline, since):
+            return None
+        return Obstacle(
+            f"backup {head.backup_id} starts at {since}, but no checkpoint of the server's WAL does: "
+            "its files were put back to an earlier state",
+            "make a Full",
+        )
+
+    def _await_summarizer(self, is_enough: Callable[[Summarizer], bool], timeout_seconds: float) -> Summarizer:
+        """Return how far the summarizer has come, at last when it has read nothing for *timeout_seconds*."""
+        pause = threading.Event()
+        read, deadline = None, 0.0
+        while not is_enough(state := summarizer(self._server)):
+            if state.read != read:
+                read, deadline = state.read, time.monotonic() + timeout_seconds
+            elif time.monotonic() > deadline:
+                break
+            pause.wait(POLL_SECONDS)
+        return state
 
     def _await_restartpoint(self, head: RecordHead) -> None:
         """Wait until a backup of the standby would start behind the end of *head*, which the server insists on."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pgkeep.errors import ServerError
 from pgkeep.modes.pitr import PitrPlan
 from pgkeep.modes.pitr_stream_source import StreamSource
 from pgkeep.pg import data_directory as names
 from pgkeep.server.base_backup import BaseBackup, BaseBackupStart, ReceivedFile
 from pgkeep.server.connection import Server
+from pgkeep.server.refusals import Refused
 from pgkeep.streams.item import ItemRole
 
 
@@ -33,7 +35,13 @@ class PitrBlockSource(StreamSource):
         if base is None:
             return backup.start()
         self._plan.request.say(f"building on backup {base.head.backup_id}, which starts at {base.head.start_lsn}")
-        return backup.start(incremental_from=base.manifest())
+        try:
+            return backup.start(incremental_from=base.manifest())
+        except Refused as error:
+            # The gate sees which summaries there are; whether they can be read only the server finds out, each time.
+            if error.ends_session or error.hint:
+                raise
+            raise ServerError(error.message, hint="make a Full, for which the server reads no WAL summaries") from error
 
     def _role_of(self, file: ReceivedFile) -> ItemRole:
         return ItemRole.MANIFEST if file.path == names.BACKUP_MANIFEST else ItemRole.DATA

@@ -148,11 +148,11 @@ def parse_header(content: Buffer, *, size: int) -> IncrementalHeader:
     magic, count, truncation_blocks = _FIXED.unpack_from(content)
     if magic != MAGIC:
         raise FormatError(f"incremental file begins with 0x{magic:08x}, expected 0x{MAGIC:08x}")
-    if count > SEGMENT_BLOCKS or truncation_blocks > SEGMENT_BLOCKS:
-        raise FormatError(
-            f"incremental file has {count} blocks and the truncation length {truncation_blocks}, "
-            f"expected at most {SEGMENT_BLOCKS}"
-        )
+    if count > SEGMENT_BLOCKS:
+        raise FormatError(f"incremental file has {count} blocks, expected at most {SEGMENT_BLOCKS}")
+    # Of a relation that was cut off in a later file, servers before 17.8 and 18.2 say how far that is from this one's
+    # beginning (GetFileBackupMethod in basebackup_incremental.c): this file was full then, and is.
+    truncation_blocks = min(truncation_blocks, SEGMENT_BLOCKS)
     if len(content) < FIXED_BYTES + 4 * count:
         raise FormatError(f"incremental file ends within the numbers of its {count} blocks")
     header = IncrementalHeader(truncation_blocks, struct.unpack_from(f"<{count}I", content, FIXED_BYTES))

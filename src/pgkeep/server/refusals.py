@@ -98,3 +98,8 @@ class Refused(ServerError):
     def __init__(self, error: ServerError, state: str | None) -> None:
         super().__init__(error.message, hint=error.hint)
         self.state = state
+
+    @property
+    def ends_session(self) -> bool:
+        """Whether the connection broke, or the server ended it: no answer to what was asked."""
+        return self.state is None or self.state.startswith(_SESSION_ENDS)

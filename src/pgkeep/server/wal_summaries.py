@@ -25,10 +25,12 @@ class Summarizer:
     Attributes:
         timeline: The one it reads; None before it has found out where to begin.
         summarized: Up to where there are summaries on disk; 0/0 before it has begun.
+        read: Up to where it has read, of which nothing need be on disk yet.
     """
 
     timeline: Timeline | None
     summarized: Lsn
+    read: Lsn
 
 
 def is_summarizing(server: Server) -> bool:
@@ -56,8 +58,23 @@ def wal_summaries(server: Server, timeline: Timeline, *, since: Lsn) -> list[Wal
 
 def summarizer(server: Server) -> Summarizer:
     """Return how far the summarizer has come."""
-    timeline, summarized = server.row("SELECT summarized_tli, summarized_lsn::text FROM pg_get_wal_summarizer_state()")
-    return Summarizer(Timeline(timeline) if timeline else None, Lsn.parse(summarized))
+    timeline, summarized, read = server.row(
+        "SELECT summarized_tli, summarized_lsn::text, pending_lsn::text FROM pg_get_wal_summarizer_state()"
+    )
+    return Summarizer(Timeline(timeline) if timeline else None, Lsn.parse(summarized), Lsn.parse(read))
+
+
+def is_border(server: Server, timeline: Timeline, lsn: Lsn) -> bool:
+    """Tell whether a summary of *timeline* begins or ends at *lsn*."""
+    return bool(
+        server.value(
+            """
+            SELECT count(*) FROM pg_available_wal_summaries() AS s
+            WHERE s.tli = %s AND %s::pg_lsn IN (s.start_lsn, s.end_lsn)
+            """,
+            [int(timeline), str(lsn)],
+        )
+    )
 
 
 def uncovered(summaries: list[WalSummary], since: Lsn, until: Lsn) -> tuple[Lsn, Lsn] | None:

@@ -150,7 +150,8 @@ def _parse_cluster_file(content: bytes, file: Path) -> ClusterIdentity:
     line, newline, seal = content.partition(b"\n")
     expected = f"{blake3(line + newline).hexdigest()}\n".encode()
     if not newline or seal != expected:
-        raise VaultError(f"{file} is damaged: its BLAKE3 is {expected[:16].decode()}, it says {seal[:16]!r}")
+        shown = seal[:16].decode("ascii", "backslashreplace").rstrip() or "nothing"
+        raise VaultError(f"{file} is damaged: its BLAKE3 is {expected[:16].decode()}, it says {shown}")
     try:
         return msgspec.json.decode(line, type=ClusterIdentity)
     except msgspec.DecodeError as error:

@@ -22,9 +22,16 @@ def candidates_on(
     if backup_id:
         chosen = [head for head in on_history if head.backup_id == backup_id]
         if not chosen:
-            known = any(head.backup_id == backup_id for head in usable)
-            why = f"does not lie on timeline {history.timeline}" if known else "is not a base backup of this cluster"
-            raise RestoreRefused(f"backup {backup_id} {why}", hint="pgkeep info lists the backups and their timelines")
+            elsewhere = next((head for head in usable if head.backup_id == backup_id), None)
+            if elsewhere is not None:
+                raise RestoreRefused(
+                    f"backup {backup_id} does not lie on timeline {history.timeline}",
+                    hint=f"add --target-timeline={elsewhere.timeline}, on which it was made",
+                )
+            raise RestoreRefused(
+                f"backup {backup_id} is not a base backup of this cluster",
+                hint="pgkeep info lists the backups and their timelines",
+            )
         left_out = chosen[0].details.get("left_out")
         if not left_out:
             return chosen, []

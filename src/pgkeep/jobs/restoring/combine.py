@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgkeep.datadir.staging import staging_directory
+from pgkeep.errors import ToolError
 from pgkeep.jobs.restoring.request import RestoreRequest
 from pgkeep.server.client_program import ClientEnvironment, ClientProgram
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pgkeep.datadir.combined import Combine
 
 PROGRAM = "pg_combinebackup"
+
+_HINT = "restore without --combine: pgkeep itself rolls the chain forward, in place"
 
 
 def with_combining(request: RestoreRequest, choice: str, *, chain_bytes: int) -> RestoreRequest:
@@ -48,6 +51,9 @@ def combine_with(program: Path, say: Callable[[str], object]) -> Combine:
         # What it makes is laid down once more, and made durable there.
         command: list[str | Path] = [program, "--no-sync", "-o", combined, *members]
         with ClientProgram(command, environment, task=f"{PROGRAM} of {', '.join(m.name for m in members)}") as child:
-            child.finish()
+            try:
+                child.finish()
+            except ToolError as error:
+                raise ToolError(error.message, hint=error.hint or _HINT) from error
 
     return combine
