@@ -10,6 +10,7 @@ from pgkeep.spool.taken import read_taken
 from tests.bacula.cdp import CdpScene, warnings
 from tests.bacula.conftest import MakeScene
 from tests.lab.cluster import MakeCluster, wait_for
+from tests.lab.ledger import fill
 from tests.lab.receiving import SLOT
 from tests.pitr_block.conftest import SUMMARIZING
 
@@ -142,3 +143,50 @@ def test_a_chain_of_blocks_with_the_wal_between(make_scene: MakeScene, make_clus
     scene.cluster.stop()
     where = cdp.restore(options={"target_time": mark.time.isoformat()})
     scene.assert_restored(where, mark)
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+def test_a_job_that_ends_in_its_middle_empties_nothing(how: str, cdp: CdpScene) -> None:
+    """What a stopped or cancelled job had under way stays in the spool, and the run after it sends the last row."""
+    scene, director = cdp.scene, cdp.scene.director
+    with cdp.receiver():
+        scene.backup(cdp.base, "Full")
+        first = scene.backup(cdp.job, "Full")
+        with scene.cluster.connect() as connection:
+            fill(connection, "big", size_mb=40)
+        cdp.wait_until_received()
+        before, taken = cdp.spooled(), read_taken(cdp.spool)
+        job_id = _ended_in_its_middle(cdp, how)
+        held = {name.rpartition("/")[2] for name, _, _ in director.files(first.job_id)}
+        assert {name for name in before if not name.endswith(".partial")} - {*cdp.spooled()} <= held
+        assert read_taken(cdp.spool) == taken
+        mark = scene.ledger.mark("end")
+        cdp.wait_until_received()
+        if how == "stop":
+            director.tick()
+            director.console(f"restart incomplete job={cdp.job.name} jobid={job_id} yes")
+            wait_for(lambda: director.status_of(job_id) != "I", "it has begun again")
+            director.wait(job_id).must()
+        else:
+            scene.backup(cdp.job, "Incremental")
+    scene.cluster.kill()
+    scene.assert_restored(cdp.restore(), mark)
+
+
+def _ended_in_its_middle(cdp: CdpScene, how: str) -> int:
+    """Begin an Incremental, slowly, and *how* it when some of it has been written; return its number."""
+    director = cdp.scene.director
+
+    def written() -> int:
+        return sum(path.stat().st_size for path in director.layout.volume_directory.iterdir())
+
+    director.add_job(cdp.job.name, *cdp.job.plugins, more=["Maximum Bandwidth = 4 mb/s"])
+    before = written()
+    job_id = director.queue(cdp.job.name, "Incremental")
+    wait_for(lambda: written() > before + (4 << 20), "some of it is written")
+    director.console(f"{how} jobid={job_id} yes")
+    wait_for(lambda: director.status_of(job_id) not in ("C", "R"), "it has ended")
+    result = director.result(job_id)
+    assert (result.status in ("I", "A"), " is complete: " in result.text) == (True, False), result.text
+    director.add_job(cdp.job.name, *cdp.job.plugins)
+    return job_id

@@ -11,6 +11,7 @@ from tests.bacula.conftest import MakeScene
 from tests.bacula.scene import Scene, forget_files
 from tests.lab.bacula import JobResult
 from tests.lab.server_user import server_user
+from tests.pitr_block.conftest import SUMMARIZING
 
 pytestmark = pytest.mark.bacula
 
@@ -116,4 +117,24 @@ def test_another_host_has_another_configuration(make_scene: MakeScene) -> None:
     config.write_text(config.read_text().replace("cluster_id = lost\n", ""))
     where = scene.directory / "out"
     scene.director.restore(job, where).must()
+    scene.assert_restored(where, mark)
+
+
+@pytest.mark.parametrize("mode", ["pitr", "pitr_block"])
+def test_a_chain_that_lost_some_of_its_names(mode: str, make_scene: MakeScene) -> None:
+    """When the Full's names are gone from the catalog, and the Incremental's are not, it is said what helps."""
+    scene = make_scene(settings=SUMMARIZING)
+    job = scene.job("job", scene.line(mode, "" if mode == "pitr" else "start_fast=yes"))
+    full = scene.backup(job, "Full")
+    scene.transfer()
+    mark = scene.ledger.mark("end")
+    incremental = scene.backup(job, "Incremental")
+    scene.director.console(f"purge files jobid={full.job_id}")
+    chosen = f"jobid={full.job_id},{incremental.job_id}"
+    refused = scene.director.restore(job, "/", select=chosen)
+    assert refused.status == "E", refused.text
+    assert "purge those of the whole chain: purge files jobid=" in refused.text
+    scene.director.console(f"purge files jobid={incremental.job_id}")
+    where = scene.directory / "out"
+    scene.director.restore(job, where, select=chosen).must()
     scene.assert_restored(where, mark)

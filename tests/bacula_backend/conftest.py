@@ -57,6 +57,7 @@ class Client:
         counts: bool = True,
         name: str = "",
         run: int = 0,
+        job_id: int = 0,
         **more: Any,
     ) -> Job:
         """
@@ -71,9 +72,10 @@ class Client:
             counts: Whether the Director takes the job for a success.
             name: Unique name of the job; chosen as a Director would where empty.
             run: What tells the job's run from others of the same name; 0 for a bridge that does not say it.
+            job_id: The job's number; the next one when 0.
             more: Of the bridge.
         """
-        job = {"Name": name or self.name(), "JobID": str(self.runs + 1), "Level": level}
+        job = {"Name": name or self.name(), "JobID": str(job_id or self.runs + 1), "Level": level}
         self.runs += 1
         if previous is None and level != "F":
             previous = (self.fulls if level == "D" else self.jobs or [""])[-1]

@@ -294,8 +294,8 @@ def test_failing_database_ends_the_job_after_the_others(client: Client) -> None:
 @pytest.mark.parametrize("run", [0, 7])
 def test_two_lines_for_the_same_cluster_are_refused(client: Client, run: int) -> None:
     """Two Plugin lines of one job would send files of the same names, so the second is refused."""
-    client.run(name="Two.1", run=run)
-    job = client.run(name="Two.1", run=run)
+    client.run(name="Two.1", run=run, job_id=3)
+    job = client.run(name="Two.1", run=run, job_id=3)
     assert job.said("fatal") == [
         "two Plugin lines of this job back up the same cluster in mode pitr\ngive each server a cluster_id of its own"
     ]
@@ -303,17 +303,48 @@ def test_two_lines_for_the_same_cluster_are_refused(client: Client, run: int) ->
 
 def test_a_later_run_of_the_same_job_takes_the_place_of_the_earlier(client: Client) -> None:
     """Bacula goes on with a job that it calls incomplete: what that had recorded is forgotten, kept manifests too."""
-    client.run(name="Again.1", run=7, counts=False)
+    client.run(name="Again.1", run=7, job_id=3, counts=False)
     [record] = client.state.glob("*.json.zst")
     before = record.read_bytes()
     manifest = client.state / "Again.1.backup_manifest.zst"
     manifest.write_bytes(b"of a run that died before its record had a name")
-    job = client.run(name="Again.1", run=8)
+    job = client.run(name="Again.1", run=8, job_id=3)
     assert job.said("fatal") == []
     assert "the job goes on with one that was incomplete: all of it is sent anew" in job.said("info")
     assert record.read_bytes() != before
     assert not manifest.exists()
     assert client.run("I").said("fatal") == []
+
+
+def test_a_job_of_another_director_is_not_taken_for_an_earlier_run(client: Client) -> None:
+    """A record of the same unique name and another number stays, and the next job of its Director builds on it."""
+    client.run(job_id=300)
+    [record] = client.state.glob("*.json.zst")
+    before = record.read_bytes()
+    job = client.run(name=client.jobs[-1], run=1, job_id=12, counts=False)
+    [error] = job.said("fatal")
+    assert error.splitlines() == [
+        f"a job of another Director is called {client.jobs[-1]} as well, with its record in {client.state}",
+        "give each Director a state_dir or a cluster_id of its own",
+    ]
+    assert record.read_bytes() == before
+    assert client.run("I", job_id=301).said("warning") == []
+
+
+def test_numbers_that_fall_are_said(client: Client) -> None:
+    """A job whose number is lower than that of the one before tells of two Directors that share a state_dir."""
+    first = "Nightly.2026-11-20_21.56.35_01"
+    assert client.run(job_id=300).said("warning") == []
+    [warning] = client.run(job_id=12).said("warning")
+    assert warning == (
+        f"job {first} was made before this one and has the higher number 300: the catalog was made anew, or two "
+        "Directors share this state_dir, and their jobs count on each other's WAL (give each a state_dir or a "
+        "cluster_id of its own)"
+    )
+    assert client.run("I", job_id=13).said("warning") == []
+    # One that goes on is older than its number says.
+    assert client.run(name="Nightly.2026-11-20_21.56.35_00", job_id=11, run=2, counts=False).said("warning") == []
+    assert client.run("I", name="Other.2026-11-20_21.56.35_03", job_id=1, previous=first).said("warning") == []
 
 
 def test_cluster_id_gives_names_of_its_own(client: Client) -> None:

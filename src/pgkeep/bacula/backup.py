@@ -122,6 +122,8 @@ def run(session: Session) -> None:
             _say_end(channel, head, tail)
             channel.end()
             expect_end_of_job(channel)
+            if this.state.has(job.name):
+                raise _of_another_director(this)
             # First: a record without the manifest could not be built on.
             manifest.publish()
             record[0].publish()
@@ -207,19 +209,46 @@ def _judge_earlier_run(this: BackupJob) -> None:
     A backup cannot go on: all is sent anew, and the record of this run says what of the job's files counts.
 
     Raises:
-        SettingsError: It was another line of the same run that wrote the record.
+        SettingsError: It was another line of the same run that wrote the record, or a job of another Director, which
+            counts on it.
     """
     job = this.session.job
     if this.state.has(job.name):
         record = this.state.record(job.name)
-        run = record.head.details.get("bacula", {}).get("run", 0) if record is not None else 0
-        if run == job.run:
+        known = record.head.details.get("bacula", {}) if record is not None else {}
+        if 0 != known.get("job_id", 0) != job.job_id != 0:
+            raise _of_another_director(this)
+        if known.get("run", 0) == job.run:
             raise SettingsError(
                 f"two Plugin lines of this job back up the same cluster in mode {this.mode.name}",
                 hint="give each server a cluster_id of its own",
             )
         this.request.say("the job goes on with one that was incomplete: all of it is sent anew")
+    else:
+        _warn_of_another_director(this)
     this.state.forget(job.name)
+
+
+def _of_another_director(this: BackupJob) -> SettingsError:
+    """Two Directors that start jobs by one timetable give them the same unique name sooner or later."""
+    name, directory = this.session.job.name, this.state.directory
+    return SettingsError(
+        f"a job of another Director is called {name} as well, with its record in {directory}",
+        hint="give each Director a state_dir or a cluster_id of its own",
+    )
+
+
+def _warn_of_another_director(this: BackupJob) -> None:
+    """A Director's numbers only rise: one that falls is of another Director, or of a catalog that was made anew."""
+    job, last = this.session.job, this.history.named_before()
+    number = last.head.details.get("bacula", {}).get("job_id", 0) if last is not None else 0
+    # One dump counts on nothing of another.
+    if last is not None and this.is_physical and number > job.job_id > 0:
+        this.request.warn(
+            f"job {last.job} was made before this one and has the higher number {number}: the catalog was made anew, "
+            "or two Directors share this state_dir, and their jobs count on each other's WAL (give each a state_dir or "
+            "a cluster_id of its own)"
+        )
 
 
 def _judge_level(session: Session, state: ClusterState, level: Level, *, may_be_full: bool) -> Level:

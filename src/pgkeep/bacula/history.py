@@ -92,6 +92,7 @@ class JobHistory:
         warn: Say,
         reserves: bool = True,
     ) -> None:
+        self._job = job
         self._name = _name_of(job)
         self._continues = continues
         self._reserves = reserves
@@ -128,6 +129,12 @@ class JobHistory:
     def has(self, backup_id: str) -> bool:
         """Tell whether the record of the backup *backup_id* is still remembered."""
         return any(one.head.backup_id == backup_id for one in self._state.records())
+
+    def named_before(self) -> JobRecord | None:
+        """Return the record of the last job of the same name that its Director began before this one."""
+        # One that goes on keeps its name, so the order is that of unique names, which hold the time.
+        found = [one for one in self._state.records() if _name_of(one.job) == self._name and one.job < self._job]
+        return max(found, key=lambda one: one.job, default=None)
 
     def wal_held(self) -> WalPosition | None:
         """

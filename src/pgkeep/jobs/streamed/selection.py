@@ -15,7 +15,10 @@ from pgkeep.streams.scripts import is_script
 
 NEEDED_FILES = ("pgdata/global/pg_control", "pgdata/PG_VERSION", "backup_label")
 
-WHOLE_JOB_HINT = "select everything of the job, as far back as the Full, or give a directory: where=/directory"
+WHOLE_JOB_HINT = (
+    "select everything of the job, as far back as the Full, or give a directory: where=/directory; where the catalog "
+    "has lost the names of some jobs' files, purge those of the whole chain: purge files jobid="
+)
 
 
 class PartialSelection(RestoreRefused):
