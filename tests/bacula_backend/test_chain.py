@@ -161,7 +161,9 @@ def test_lost_state_fails_the_job_where_that_is_wanted(client: Client) -> None:
     assert job.status == 3
 
 
-def test_a_cluster_that_was_put_back_is_no_continuation(client: Client) -> None:
+@pytest.mark.parametrize("switches", [0, 5])
+@pytest.mark.parametrize("last", ["F", "I"])
+def test_a_cluster_that_was_put_back_is_no_continuation(client: Client, last: str, switches: int) -> None:
     """Files that were put back to a state before the last job's end: its WAL is not continued, a Full is made."""
     cluster, saved = client.cluster, client.directory / "saved"
     client.run()
@@ -171,11 +173,15 @@ def test_a_cluster_that_was_put_back_is_no_continuation(client: Client) -> None:
     for _ in range(3):
         cluster.sql("CREATE TABLE IF NOT EXISTS later AS SELECT 1")
         cluster.switch_wal()
-    client.run("I")
+    client.run(last)
     cluster.stop()
     server_user().run(["rm", "-rf", cluster.data_directory])
     server_user().run(["cp", "-a", saved, cluster.data_directory])
     cluster.start()
+    for number in range(switches):
+        # Past the end of that job, on another way.
+        cluster.sql(f"CREATE TABLE another_{number} AS SELECT generate_series(1, 1000)")
+        cluster.switch_wal()
     job = client.run("I")
     assert record_of(job)["head"]["level"] == "F"
     assert any("put back to an earlier state" in line for line in job.said("warning"))

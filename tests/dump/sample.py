@@ -107,6 +107,10 @@ class NoHistory:
         """Return None."""
         return
 
+    def last_record(self, held: object) -> None:
+        """Return None."""
+        return
+
 
 @dataclass
 class MemoryBackup:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import shutil
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from pgkeep.server.connection import ConnectionTarget, Server
 from pgkeep.streams.record import Level
 from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.server_user import server_user
+from tests.lab.snapshot import put_snapshot_back, take_snapshot
 from tests.pitr_block.conftest import SUMMARIZING
 from tests.pitr_block.scene import backup, backup_options, planned
 from tests.restore.conftest import MakeKeeper
@@ -170,24 +170,6 @@ def test_another_cluster(make_keeper: MakeKeeper, make_cluster: MakeCluster) -> 
     assert planned(keeper).reason == expected
     cluster.sql("CHECKPOINT")
     assert planned(keeper).reason == expected
-
-
-def take_snapshot(cluster: Cluster) -> None:
-    """Copy the files of a server, as of a stopped virtual machine."""
-    cluster.stop()
-    shutil.copytree(cluster.data_directory, cluster.data_directory.with_name("earlier"), symlinks=True)
-    cluster.start()
-
-
-def put_snapshot_back(cluster: Cluster) -> None:
-    """Let a server go on from the copy of its files."""
-    cluster.stop()
-    shutil.rmtree(cluster.data_directory)
-    cluster.data_directory.with_name("earlier").rename(cluster.data_directory)
-    for directory, names, files in os.walk(cluster.data_directory):
-        for name in [".", *names, *files]:
-            server_user().own(os.path.join(directory, name))
-    cluster.start()
 
 
 def test_nothing_between_base_and_increment(keeper: Keeper) -> None:

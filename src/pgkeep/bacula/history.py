@@ -153,6 +153,14 @@ class JobHistory:
             return None
         return WalPosition(Timeline(record.head.wal.timeline), Lsn.parse(record.head.wal.stop))
 
+    def last_record(self, held: WalPosition) -> Lsn | None:
+        """Return where the last record of the WAL *held* up to a segment's end begins; None when nobody knows."""
+        for one in self._state.records():
+            wal = one.head.wal
+            if wal is not None and wal.last_record and (wal.timeline, wal.stop) == (int(held.timeline), str(held.lsn)):
+                return Lsn.parse(wal.last_record)
+        return None
+
     def confirmed(self) -> list[RecordHead]:
         """Return the heads of the backups of this mode that are known to have succeeded."""
         return [one.head for one in self._state.records() if one.is_confirmed]

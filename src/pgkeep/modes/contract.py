@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pgkeep.pg.lsn import WalPosition
+from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.streams.item import Buffer, Item, ItemHeader
 from pgkeep.streams.record import FileEntry, Level, RecordHead
 
@@ -103,6 +103,10 @@ class History(Protocol):
 
     def wal_held(self) -> WalPosition | None:
         """Return up to where WAL is held from the newest physical backup on; None when there is none."""
+        ...
+
+    def last_record(self, held: WalPosition) -> Lsn | None:
+        """Return where the last record of the WAL *held* up to a segment's end begins; None when nobody knows."""
         ...
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from pgkeep.errors import ArchiveError, ServerError, SettingsError
+from pgkeep.errors import ArchiveError, FormatError, ServerError, SettingsError
 from pgkeep.modes.contract import Say
 from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.modes.physical_base import ServerFacts
 from pgkeep.modes.wal_items import WalItem, history_item
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
+from pgkeep.pg.wal_reader import WalReader, take_pages
+from pgkeep.pg.wal_walk import WalkEnd
 from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
@@ -26,7 +29,7 @@ from pgkeep.server.slots import TemporarySlot, advance_slot, check_slot
 from pgkeep.server.streamed_wal import StreamedWal
 from pgkeep.server.wal_files import ArchiveDirectory, LocalWal
 from pgkeep.server.wal_supply import FirstOf, NotThere, WalContent, WalSupply
-from pgkeep.streams.item import Item, ItemHeader, ItemRole
+from pgkeep.streams.item import Buffer, Item, ItemHeader, ItemRole
 from pgkeep.streams.record import WalRange
 
 _SLOT_RELEASE_SECONDS = 10.0
@@ -65,6 +68,7 @@ class CarriedWal:
         gaps: What could not be had any more.
         segments: How many segments passed.
         has_switched: Whether ``stop_without_files`` ended the current segment.
+        last_record: Where the last record begins, where WAL was carried to a segment's end; None otherwise.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class CarriedWal:
         files_root: str,
         is_local: bool,
         held: WalPosition | None,
+        given_up: WalPosition | None,
         say: Say,
         warn: Say,
     ) -> None:
@@ -84,6 +89,7 @@ class CarriedWal:
         self.gaps: list[WalRange] = []
         self.segments = 0
         self.has_switched = False
+        self.last_record: Lsn | None = None
         # What was committed by then is in the WAL that is carried; of later commits nobody knows.
         self._written_ns = time.time_ns()
         self._server = server
@@ -92,6 +98,7 @@ class CarriedWal:
         self._root = root
         self._files_root = files_root
         self._held = held
+        self._given_up = given_up
         self._say = say
         self._warn = warn
         self._supply = choose_supply(server, facts, options, is_local=is_local)
@@ -135,6 +142,8 @@ class CarriedWal:
             self.segments += 1
             first, last = first or segment, segment
         self._note_gap(missing)
+        if start is not None and self._given_up is not None:
+            self._note_given_up(self._given_up, start)
         self.carried = WalRange(
             timeline=int(stop.timeline),
             start=str(missing[-1].end_lsn if missing else begin.lsn),
@@ -142,6 +151,7 @@ class CarriedWal:
             segment_size=size,
             first_segment=first.name if first is not None else "",
             last_segment=last.name if last is not None else "",
+            last_record=str(self.last_record) if self.last_record is not None else "",
         )
         if first is not None and last is not None:
             self._say(f"WAL segs shipped: {first.name}..{last.name} ({self.segments} segs)")
@@ -233,6 +243,16 @@ class CarriedWal:
             "cannot be reached"
         )
 
+    def _note_given_up(self, held: WalPosition, start: WalPosition) -> None:
+        if held.lsn < start.lsn:
+            size = self._facts.segment_size
+            gap = WalRange(timeline=int(held.timeline), start=str(held.lsn), stop=str(start.lsn), segment_size=size)
+            self.gaps.append(gap)
+        self._warn(
+            f"the WAL that is held up to {held.lsn} belongs to a past that the server does not have any more: the time "
+            "between its end and this backup cannot be reached"
+        )
+
     def _segment_items(self, content: WalContent, stop: Lsn, *, is_needed: bool) -> Iterator[Item]:
         segment = content.segment
         header = ItemHeader(
@@ -242,7 +262,8 @@ class CarriedWal:
             role=ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL,
         )
         if not content.is_partial:
-            yield WalItem(header, content.chunks)
+            is_end = segment.end_lsn == stop
+            yield WalItem(header, partial(self._noting_last_record, content) if is_end else content.chunks)
             return
         # A standby cannot end a segment. What there is of it, filled with zeros, makes the backup consistent; the
         # archive must not take it for the segment. Read twice, because a segment may be larger than memory allows.
@@ -251,6 +272,22 @@ class CarriedWal:
             again = self._supply.fetch(segment, through=stop, deadline=time.monotonic() + self._options.timeout_seconds)
             path = f"{self._files_root}/pgdata/pg_wal/{segment.name}"
             yield WalItem(replace(header, path=path, role=ItemRole.DATA), again.chunks)
+
+    def _noting_last_record(self, content: WalContent) -> Iterator[Buffer]:
+        """Yield a segment, and look which record it ends with: what the server writes next must link to it."""
+        reader, is_wal, arrived = WalReader(), True, bytearray()
+        reader.enter(content.segment)
+        for chunk in content.chunks():
+            arrived += chunk
+            try:
+                if is_wal and (pages := take_pages(arrived)):
+                    reader.feed(pages)
+            except FormatError:
+                # Whether it can be replayed is not asked here.
+                is_wal = False
+            yield chunk
+        if is_wal and reader.ended in (None, WalkEnd.SWITCHED):
+            self.last_record = reader.open.lsn if reader.open is not None else reader.last
 
     def _history_item(self, timeline: Timeline, *, is_needed: bool) -> Item:
         role = ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL

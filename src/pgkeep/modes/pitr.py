@@ -17,6 +17,7 @@ from pgkeep.errors import SettingsError
 from pgkeep.modes.contract import BackupRequest, Base, History, Plan, Source
 from pgkeep.modes.physical_base import ServerFacts, base_problem, gather_facts
 from pgkeep.modes.physical_wal import WalOptions
+from pgkeep.modes.wal_continuity import lost_past
 from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.server import queries
 from pgkeep.server.connection import Server
@@ -63,6 +64,7 @@ class PitrPlan(Plan):
         facts: What the server said of itself.
         transport: ``local``, ``stream``, or ``wal`` when no files pass.
         held: Up to where WAL is held; None when this backup begins a new stretch.
+        given_up: Up to where WAL is held of a past that the server does not have any more.
         left_out: OIDs of tablespaces that are not in the backup.
         is_local: Whether the server's own pg_wal can be read here.
     """
@@ -72,6 +74,7 @@ class PitrPlan(Plan):
     held: WalPosition | None
     left_out: frozenset[int] = frozenset()
     is_local: bool = False
+    given_up: WalPosition | None = None
 
     @property
     def options(self) -> PitrOptions:
@@ -123,7 +126,11 @@ class PitrMode:
         left_out = _left_out(options, facts)
         held = held_in_common(history, facts)
         flushed = flushed_lsn(request, server, facts, held)
-        level, base, reason = _choose_base(request, facts, history, flushed)
+        is_readable = _is_local(options.transport, server, facts)
+        lost = lost_past(server, facts, options.wal, history, held=held, flushed=flushed, is_local=is_readable)
+        level, base, reason = _choose_base(request, facts, history, flushed, lost)
+        if lost and not reason:
+            request.warn(lost)
         transport = "wal"
         if level is not Level.INCREMENTAL or options.incremental_content == "files":
             transport = _choose_transport(options.transport, server, facts)
@@ -137,9 +144,11 @@ class PitrMode:
             reason=reason,
             facts=facts,
             transport=transport,
-            held=held,
+            # What is held ends with that past: this backup begins a new stretch.
+            held=None if lost else held,
+            given_up=held if lost else None,
             left_out=left_out,
-            is_local=transport == "local" or (transport == "wal" and _is_local(options.transport, server, facts)),
+            is_local=transport == "local" or (transport == "wal" and is_readable),
         )
 
     def foresee(self, plan: Any, *, server: Server) -> Iterator[ItemHeader]:
@@ -202,7 +211,7 @@ def flushed_lsn(request: BackupRequest, server: Server, facts: ServerFacts, held
 
 
 def _choose_base(
-    request: BackupRequest, facts: ServerFacts, history: History, flushed: Lsn
+    request: BackupRequest, facts: ServerFacts, history: History, flushed: Lsn, lost: str
 ) -> tuple[Level, Base | None, str]:
     if request.level is Level.FULL:
         return Level.FULL, None, ""
@@ -213,7 +222,9 @@ def _choose_base(
     else:
         with_files = request.options.incremental_content == "files"
         base = history.newest(mode="pitr", levels=ALL_LEVELS, with_files=with_files)
-    problem = "there is no backup to build on" if base is None else base_problem(base.head, facts, flushed=flushed)
+    problem = (
+        "there is no backup to build on" if base is None else base_problem(base.head, facts, flushed=flushed) or lost
+    )
     if not problem:
         return request.level, base, ""
     if request.options.fail_without_base:

@@ -24,6 +24,7 @@ from pgkeep.modes.contract import BackupRequest, Base, History, Source
 from pgkeep.modes.physical_base import ServerFacts, gather_facts
 from pgkeep.modes.pitr import ALL_LEVELS, PitrOptions, PitrPlan, flushed_lsn, held_in_common, wal_options
 from pgkeep.modes.pitr_block_gate import Gate, Obstacle
+from pgkeep.modes.wal_continuity import lost_past
 from pgkeep.pg.capabilities import version_text
 from pgkeep.pg.lsn import Lsn
 from pgkeep.server import queries
@@ -87,7 +88,10 @@ class PitrBlockMode:
         facts = gather_facts(server)
         held = held_in_common(history, facts)
         flushed = flushed_lsn(request, server, facts, held)
-        level, base, reason = _choose_base(request, server, facts, history, flushed)
+        lost = lost_past(server, facts, request.options.wal, history, held=held, flushed=flushed, is_local=False)
+        level, base, reason = _choose_base(request, server, facts, history, flushed=flushed, lost=lost)
+        if lost and not reason:
+            request.warn(lost)
         if base is not None or request.level is Level.FULL:
             Gate(server, facts, request).warn_of_summaries()
         return PitrBlockPlan(
@@ -98,7 +102,8 @@ class PitrBlockMode:
             reason=reason,
             facts=facts,
             transport="stream",
-            held=held,
+            held=None if lost else held,
+            given_up=held if lost else None,
         )
 
     def foresee(self, plan: Any, *, server: Server) -> Iterator[ItemHeader]:
@@ -131,7 +136,7 @@ def check_server(server: Server) -> None:
 
 
 def _choose_base(
-    request: BackupRequest, server: Server, facts: ServerFacts, history: History, flushed: Lsn
+    request: BackupRequest, server: Server, facts: ServerFacts, history: History, *, flushed: Lsn, lost: str
 ) -> tuple[Level, Base | None, str]:
     if request.level is Level.FULL:
         return Level.FULL, None, ""
@@ -142,6 +147,8 @@ def _choose_base(
         obstacle = Obstacle("there is no backup to build on", "make a Full")
     else:
         obstacle = Gate(server, facts, request).obstacle(base, history, flushed=flushed)
+        if obstacle is None and lost:
+            obstacle = Obstacle(lost, "make a Full")
     if obstacle is None:
         return request.level, base, ""
     if request.options.fail_without_base:

@@ -43,6 +43,7 @@ class PitrSource:
             files_root=plan.files_root,
             is_local=plan.is_local,
             held=plan.held,
+            given_up=plan.given_up,
             say=request.say,
             warn=self._warn,
         )

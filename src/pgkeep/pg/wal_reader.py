@@ -30,6 +30,9 @@ _MAJOR_BY_MAGIC = {magic: major for major, magic in PAGE_MAGIC_BY_MAJOR.items()}
 _TRANSACTION = struct.Struct("<IIQBB2xIBBq")
 _SHORT_MAIN_DATA = 255
 
+LARGEST_PAGE_BYTES = 64 << 10
+"""Of WAL, in any build; a segment is a multiple of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenRecord:
@@ -271,6 +274,14 @@ class WalReader:
 
     def _fail(self, reason: WalkEnd, trouble: str) -> None:
         self.ended, self.trouble = reason, trouble
+
+
+def take_pages(arrived: bytearray) -> bytes:
+    """Take out of *arrived*, the next bytes of a segment however divided, what ``WalReader.feed`` takes."""
+    whole = len(arrived) - len(arrived) % LARGEST_PAGE_BYTES
+    pages = bytes(arrived[:whole])
+    del arrived[:whole]
+    return pages
 
 
 def _may_be_of_interest(content: bytes, *, checks_all: bool) -> bool:

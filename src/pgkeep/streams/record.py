@@ -70,6 +70,8 @@ class WalRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         segment_size: Bytes.
         first_segment: Name of the first segment; empty when the range is empty.
         last_segment: Name of the last segment.
+        last_record: LSN of the record to which the first one in the segment after *stop* links, where *stop* is a
+            segment's end; empty otherwise, and where it is not known.
     """
 
     timeline: int
@@ -78,6 +80,7 @@ class WalRange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     segment_size: int
     first_segment: str = ""
     last_segment: str = ""
+    last_record: str = ""
 
 
 class Tablespace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -314,7 +314,8 @@ class WalArchive:
             if held_digest != content_digest(file.fd, name=name):
                 raise ArchiveError(
                     f"the archive already holds {name} with other content",
-                    hint="two clusters archive to one place, or the file changed after it was archived",
+                    hint="two clusters archive to one place, or the server was put back to an earlier state (let it "
+                    "go on under another name: pgkeep init), or the file changed after it was archived",
                 )
             # Whoever stored it may have died before it was durable.
             os.fsync(held.fileno())
