@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pgkeep.errors import ArchiveError
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import Cluster, wait_for
 from tests.lab.ledger import Ledger
+from tests.lab.server_user import server_user
 from tests.lab.snapshot import put_snapshot_back, take_snapshot
 from tests.restore.keeper import Keeper
 
@@ -83,5 +84,31 @@ def test_an_archive_that_is_far_ahead(keeper: Keeper) -> None:
         assert outcome.status == ArchiveError.exit_status
         assert "with other content" in outcome.refusal[0]
         assert PUT_BACK in "".join(outcome.warnings)
+    cluster.stop()
+    keeper.restore().assert_is_at(mark)
+
+
+@pytest.mark.pg(">=15")
+def test_an_archive_directory_with_the_lost_past(keeper: Keeper) -> None:
+    """What the archive has under the name of a Full's own WAL is of the past that was given up: no backup, and why."""
+    cluster, ledger = keeper.cluster, Ledger(keeper.cluster)
+    archive = keeper.directory / "archive"
+    archive.mkdir()
+    server_user().own(archive)
+    cluster.configure({"archive_mode": "on", "archive_command": f"test ! -f {archive}/%f && cp %p {archive}/%f"})
+    cluster.restart()
+    take_snapshot(cluster)
+    for _ in range(6):
+        ledger.transfer(5)
+        cluster.switch_wal()
+    wait_for(lambda: len(list(archive.iterdir())) > 5, "the past is archived")
+    put_snapshot_back(cluster)
+    outcome = keeper.run("backup", *keeper.backup_options("full", "local"), f"--archive-dir={archive}")
+    assert outcome.status == ArchiveError.exit_status
+    assert f"of archive directory {archive} is not the server's: the backup ends at" in outcome.refusal[0]
+    for path in archive.iterdir():
+        path.unlink()
+    mark = ledger.mark("end")
+    keeper.backup("full", "local", f"--archive-dir={archive}")
     cluster.stop()
     keeper.restore().assert_is_at(mark)

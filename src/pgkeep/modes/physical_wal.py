@@ -18,6 +18,7 @@ from pgkeep.modes.contract import Say
 from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.modes.physical_base import ServerFacts
 from pgkeep.modes.wal_items import WalItem, history_item
+from pgkeep.modes.wal_joints import may_begin_at
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.pg.wal_reader import WalReader, take_pages
@@ -101,6 +102,9 @@ class CarriedWal:
         self._given_up = given_up
         self._say = say
         self._warn = warn
+        if given_up is not None:
+            # An archive may have other WAL under the same names: that of the past that was given up.
+            options = replace(options, archive_dir="")
         self._supply = choose_supply(server, facts, options, is_local=is_local)
         self._slot = None if options.slot_name else TemporarySlot(server)
         if options.slot_name:
@@ -138,6 +142,8 @@ class CarriedWal:
             if content is None:
                 missing.append(segment)
                 continue
+            if start is not None and segment.start_lsn < stop.lsn < segment.end_lsn:
+                content = self._checked_last(content, stop.lsn)
             yield from self._segment_items(content, stop.lsn, is_needed=is_needed)
             self.segments += 1
             first, last = first or segment, segment
@@ -242,6 +248,21 @@ class CarriedWal:
             f"WAL since the last backup is gone, {gap.start} to {gap.stop}: the time between that backup and this one "
             "cannot be reached"
         )
+
+    def _checked_last(self, content: WalContent, stop: Lsn) -> WalContent:
+        """Return the last segment of a base backup, to be read; what an archive brings must have the backup's end."""
+        # Of a standby's backup nobody says that a record ends there.
+        if content.is_servers_own or self._facts.identity.is_in_recovery:
+            return content
+        if not may_begin_at(stop, content):
+            raise ArchiveError(
+                f"WAL segment {content.segment.name} of {content.source} is not the server's: the backup ends at "
+                f"{stop}, where no record of it begins",
+                hint="another server archives there, or this one was put back to an earlier state: move what is there "
+                "away, or choose another archive_dir",
+            )
+        deadline = time.monotonic() + self._options.timeout_seconds
+        return self._supply.fetch(content.segment, through=stop, deadline=deadline)
 
     def _note_given_up(self, held: WalPosition, start: WalPosition) -> None:
         if held.lsn < start.lsn:

@@ -65,7 +65,7 @@ class ArchiveDirectory:
             raise NotThere(f"WAL segment {segment.name} cannot be had from {self.name}: it has vanished")
         with file:
             check_wal_header(file.read(LONG_HEADER_BYTES) or b"", segment, system_identifier=self._system_identifier)
-        return WalContent(segment, segment.end_lsn, self.name, chunks)
+        return WalContent(segment, segment.end_lsn, self.name, chunks, is_servers_own=False)
 
 
 class LocalWal:

@@ -41,12 +41,15 @@ class WalContent:
         held_until: Bytes from here to the segment's end are zeros and mean nothing; the end of a complete segment.
         source: Where it comes from, for logs.
         chunks: Yields the content, ``segment.size`` bytes in all, at most 1 MiB at a time; to be called once.
+        is_servers_own: Whether the server itself has it, and not only an archive, which may hold WAL of a past that the
+            server does not have any more.
     """
 
     segment: WalSegment
     held_until: Lsn
     source: str
     chunks: Callable[[], Iterator[Buffer]] = field(repr=False)
+    is_servers_own: bool = True
 
     @property
     def is_partial(self) -> bool:
