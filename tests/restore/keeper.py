@@ -177,7 +177,7 @@ class Keeper:
     def must(self, verb: str, *arguments: str | Path, **keywords: Any) -> Outcome:
         """Run pgkeep, which must succeed."""
         outcome = self.run(verb, *arguments, **keywords)
-        assert outcome.status == 0, "\n".join([f"{verb} ended with {outcome.status}", *outcome.lines])
+        assert outcome.status == 0, "\n".join([f"{verb} ended with {outcome.status}", *outcome.lines, outcome.stdout])
         return outcome
 
     def server_options(self, cluster: Cluster | None = None, *, user: str = SUPERUSER) -> list[str]:
