@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from pgkeep.errors import ArchiveError, FormatError, ServerError, SettingsError
+from pgkeep.errors import ArchiveError, ServerError, SettingsError
 from pgkeep.modes.contract import Say
 from pgkeep.modes.lasting_slot import make_lasting_slot
 from pgkeep.modes.physical_base import ServerFacts
 from pgkeep.modes.wal_items import WalItem, history_item
-from pgkeep.modes.wal_joints import may_begin_at
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
-from pgkeep.pg.wal_reader import WalReader, take_pages
-from pgkeep.pg.wal_walk import WalkEnd
+from pgkeep.pg.wal_joints import LastRecord, may_begin_at
 from pgkeep.server import queries
 from pgkeep.server.archive_command import derive_archive_directory
 from pgkeep.server.connection import Server
@@ -69,7 +67,6 @@ class CarriedWal:
         gaps: What could not be had any more.
         segments: How many segments passed.
         has_switched: Whether ``stop_without_files`` ended the current segment.
-        last_record: Where the last record begins, where WAL was carried to a segment's end; None otherwise.
     """
 
     def __init__(
@@ -90,7 +87,8 @@ class CarriedWal:
         self.gaps: list[WalRange] = []
         self.segments = 0
         self.has_switched = False
-        self.last_record: Lsn | None = None
+        # Where the last record begins, where WAL was carried to a segment's end.
+        self._last_record: Lsn | None = None
         # What was committed by then is in the WAL that is carried; of later commits nobody knows.
         self._written_ns = time.time_ns()
         self._server = server
@@ -157,7 +155,7 @@ class CarriedWal:
             segment_size=size,
             first_segment=first.name if first is not None else "",
             last_segment=last.name if last is not None else "",
-            last_record=str(self.last_record) if self.last_record is not None else "",
+            last_record=str(self._last_record) if self._last_record is not None else "",
         )
         if first is not None and last is not None:
             self._say(f"WAL segs shipped: {first.name}..{last.name} ({self.segments} segs)")
@@ -254,7 +252,7 @@ class CarriedWal:
         # Of a standby's backup nobody says that a record ends there.
         if content.is_servers_own or self._facts.identity.is_in_recovery:
             return content
-        if not may_begin_at(stop, content):
+        if not may_begin_at(stop, content.segment, content.chunks(), held_until=content.held_until):
             raise ArchiveError(
                 f"WAL segment {content.segment.name} of {content.source} is not the server's: the backup ends at "
                 f"{stop}, where no record of it begins",
@@ -295,20 +293,12 @@ class CarriedWal:
             yield WalItem(replace(header, path=path, role=ItemRole.DATA), again.chunks)
 
     def _noting_last_record(self, content: WalContent) -> Iterator[Buffer]:
-        """Yield a segment, and look which record it ends with: what the server writes next must link to it."""
-        reader, is_wal, arrived = WalReader(), True, bytearray()
-        reader.enter(content.segment)
+        """Yield a segment, and look which record it ends with."""
+        last = LastRecord(content.segment)
         for chunk in content.chunks():
-            arrived += chunk
-            try:
-                if is_wal and (pages := take_pages(arrived)):
-                    reader.feed(pages)
-            except FormatError:
-                # Whether it can be replayed is not asked here.
-                is_wal = False
+            last.feed(chunk)
             yield chunk
-        if is_wal and reader.ended in (None, WalkEnd.SWITCHED):
-            self.last_record = reader.open.lsn if reader.open is not None else reader.last
+        self._last_record = last.lsn
 
     def _history_item(self, timeline: Timeline, *, is_needed: bool) -> Item:
         role = ItemRole.BACKUP_WAL if is_needed else ItemRole.WAL

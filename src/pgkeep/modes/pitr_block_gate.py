@@ -181,11 +181,15 @@ class Gate:
         """Return how far the summarizer has come, at last when it has read nothing for *timeout_seconds*."""
         pause = threading.Event()
         read, deadline = None, 0.0
+        silent_until = time.monotonic() + SUMMARIZER_START_SECONDS
         while not is_enough(state := summarizer(self._server)):
             if state.read != read:
                 read, deadline = state.read, time.monotonic() + timeout_seconds
             elif time.monotonic() > deadline:
                 break
+            if time.monotonic() > silent_until:
+                silent_until = float("inf")
+                self._request.say(f"waiting for the WAL summarizer, which has read up to {state.read}")
             pause.wait(POLL_SECONDS)
         return state
 

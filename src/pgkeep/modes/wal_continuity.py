@@ -15,13 +15,10 @@ from pgkeep.errors import ArchiveError, FormatError, ServerError
 from pgkeep.modes.contract import History
 from pgkeep.modes.physical_base import ServerFacts
 from pgkeep.modes.physical_wal import WalOptions, choose_supply
-from pgkeep.modes.wal_joints import may_begin_at
 from pgkeep.pg.lsn import Lsn, WalPosition
 from pgkeep.pg.wal import WalSegment
-from pgkeep.pg.wal_reader import WalReader, take_pages
-from pgkeep.pg.wal_walk import WalkEnd
+from pgkeep.pg.wal_joints import broken_link, may_begin_at
 from pgkeep.server.connection import Server
-from pgkeep.server.wal_supply import WalContent
 
 
 def lost_past(
@@ -64,29 +61,12 @@ def lost_past(
     ):
         content = supply.fetch(segment, through=flushed, deadline=0.0)
         if held.lsn > segment.start_lsn:
-            if not may_begin_at(held.lsn, content):
+            if not may_begin_at(held.lsn, segment, content.chunks(), held_until=content.held_until):
                 trouble = f"WAL is held up to {held.lsn}, but no record of the server's WAL begins there"
         elif (last := history.last_record(held)) is not None:
-            trouble = _broken_link(content, last)
+            trouble = broken_link(segment, content.chunks(), last)
     return _put_back(trouble) if trouble else ""
 
 
 def _put_back(trouble: str) -> str:
     return f"{trouble}: its files were put back to an earlier state"
-
-
-def _broken_link(content: WalContent, last: Lsn) -> str:
-    """Return what is wrong with the first record that begins in a segment: it must link to the one at *last*."""
-    reader = WalReader()
-    reader.enter(content.segment)
-    reader.last = last
-    arrived = bytearray()
-    for chunk in content.chunks():
-        arrived += chunk
-        if pages := take_pages(arrived):
-            reader.feed(pages)
-        if reader.ended is WalkEnd.LINK:
-            return reader.trouble
-        if reader.ended is not None or reader.last != last:
-            break
-    return ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 
-from pgkeep.errors import ArchiveError, BackupUnusable, FormatError, UsageError, VaultError
+from pgkeep.errors import ArchiveError, BackupUnusable, UsageError, VaultError
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
-from pgkeep.pg.segment_index import Ending, index_segment
 from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal_joints import LastRecord
 from pgkeep.streams.record import Level, RecordHead, new_backup_id
 from pgkeep.vault.cluster_vault import ClusterVault, HeldBackup
 from pgkeep.vault.wal_holdings import held_through
@@ -57,9 +56,11 @@ class VaultHistory:
         """Return where the last record of the WAL *held* up to a segment's end begins; None when nobody knows."""
         archive = self._cluster.archive
         segment = WalSegment.ending_at(held.lsn, timeline=held.timeline, size=archive.segment_size)
-        # Damage is for verify to tell.
-        with contextlib.suppress(ArchiveError, FormatError):
-            index = index_segment(segment, map(bytes, archive.read(segment.name)))
-            if index.ending in (Ending.FULL, Ending.OPEN, Ending.SWITCHED):
-                return index.open.lsn if index.open is not None else index.last
-        return None
+        last = LastRecord(segment)
+        try:
+            for chunk in archive.read(segment.name):
+                last.feed(chunk)
+        except ArchiveError:
+            # Damage is for verify to tell.
+            return None
+        return last.lsn
