@@ -249,6 +249,15 @@ reach(const char *point)
 	is_cancelling = pthread_create(&canceller, NULL, cancel_later, NULL) == 0;
 }
 
+/* The daemon sets the job's status after it has told the plugin: whoever asks for the status waits for that. */
+static void
+await_canceller(void)
+{
+	if (is_cancelling)
+		pthread_join(canceller, NULL);
+	is_cancelling = false;
+}
+
 static bool
 gave_up(void)
 {
@@ -410,6 +419,7 @@ end_backup(void)
 	event(EVENT_END_BACKUP_JOB, NULL);
 	if (!gave_up())
 		event(EVENT_JOB_END, NULL);
+	await_canceller();
 	say("backup-ended\t%c\n", (int)numbers[VARIABLE_JOB_STATUS]);
 }
 
@@ -551,9 +561,7 @@ obey(char **words, int count)
 	} else if (strcmp(order, "new") == 0)
 		say("new\t%d\n", (int)plugin->new_plugin(&context));
 	else if (strcmp(order, "free") == 0) {
-		if (is_cancelling)
-			pthread_join(canceller, NULL);
-		is_cancelling = false;
+		await_canceller();
 		plugin->free_plugin(&context);
 		say("freed\t%d\t%d\n", count_descriptors(), outstanding);
 	} else if (strcmp(order, "event") == 0)
@@ -587,6 +595,7 @@ obey(char **words, int count)
 		plugin->restore_file_list(&context, NULL);
 	else if (strcmp(order, "end-restore") == 0) {
 		event(EVENT_END_RESTORE_JOB, NULL);
+		await_canceller();
 		say("restore-ended\t%c\n", (int)numbers[VARIABLE_JOB_STATUS]);
 	} else if (strcmp(order, "query") == 0)
 		query(words[1], words[2]);
