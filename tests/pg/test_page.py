@@ -84,6 +84,18 @@ def test_new_pages_are_zeros() -> None:
     assert (verdict.checked, list(verdict.bad)) == (3, [11])
 
 
+@pytest.mark.parametrize(
+    ("first", "is_headless"), [(0, False), (13, False), (16, True), (4096, True), (SIZE - 1, True)]
+)
+def test_a_page_without_its_head(first: int, is_headless: bool) -> None:
+    """What holds something, but nothing where its head would be, is told from other damage."""
+    page = bytearray(SIZE)
+    page[first:] = b"\1" * (SIZE - first)
+    page[14:16] = bytes(2)
+    verdict = check_pages(page, 7, start_lsn=Lsn(1))
+    assert (list(verdict.bad), list(verdict.headless)) == ([7], [7] if is_headless else [])
+
+
 def test_a_wrong_page_past_the_start_is_a_suspect() -> None:
     """A wrong page is excused only by an LSN between start and stop."""
     page = bytearray(make_page(b"row", block=3, lsn=5000))

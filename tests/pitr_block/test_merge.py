@@ -19,9 +19,12 @@ from pgkeep.pg.incremental_file import incremental_path
 from pgkeep.vault.vault import Vault
 from tests.lab.cluster import wait_for
 from tests.lab.server_user import server_user
+from tests.pitr_block.conftest import SUMMARIZING
 from tests.pitr_block.scene import backup, backup_options
 from tests.pitr_block.test_restore import backup_id, begin, live, make_tablespace, whole_chain
+from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper, environment
+from tests.survive.half_written import SETTINGS, backup_begun, half_written, is_half_written
 from tests.survive.job import Job
 from tests.survive.test_damage import flip
 
@@ -204,3 +207,29 @@ def test_what_cannot_be_merged_is_refused(keeper: Keeper) -> None:
     merged = str(keeper.must("merge", f"--backup-id={ids[1]}", "--json").report["backup_id"])
     assert recorded(keeper) == [plain, *ids[:2], merged, ids[2]]
     assert str(refusal(keeper, ids[1])) == (f"nothing to merge: backup {ids[1]} has been merged already, as {merged}")
+
+
+def test_a_page_read_half_way_through_its_first_write(make_keeper: MakeKeeper) -> None:
+    """It is no damage where WAL writes it anew, and refused where it does not."""
+    keeper = make_keeper(settings=SETTINGS | SUMMARIZING)
+    begin(keeper)
+    chain = [backup_id(keeper, "full")]
+    keeper.cluster.sql("UPDATE big SET t = 'once' WHERE ctid = '(3,1)'")
+    keeper.cluster.sql("CREATE TABLE filler AS SELECT n, repeat(md5(n::text), 60) FROM generate_series(1, 40000) AS n")
+    path = half_written(keeper.cluster, "big", block=3)
+    with backup_begun(keeper, *backup_options(keeper, "incremental")):
+        keeper.cluster.sql("DELETE FROM big WHERE ctid = '(3,2)'")
+        assert is_half_written(path, block=3)
+    chain.append(str(keeper.info()["backups"][-1]["backup_id"]))
+    rows = keeper.cluster.sql("SELECT g, t FROM big ORDER BY g")
+    merged = keeper.must("merge", "--json").report
+    assert merged["merged_from"] == chain
+    with keeper.restore(f"--backup-id={merged['backup_id']}").connect() as connection:
+        assert connection.execute("SELECT g, t FROM big ORDER BY g").fetchall() == rows
+
+    keeper.cluster.sql("DELETE FROM big WHERE ctid = '(3,3)'")
+    half_written(keeper.cluster, "big", block=3)
+    damaged = backup_id(keeper, "incremental")
+    error = refusal(keeper)
+    inside = path.relative_to(keeper.cluster.data_directory)
+    assert str(error) == (f"backup {damaged} cannot be merged: pgdata/{inside} has a wrong checksum in block 3")

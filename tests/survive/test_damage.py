@@ -11,13 +11,12 @@ import pytest
 from pgkeep.pg.control_file import ClusterState, parse_control_file
 from pgkeep.pg.page import page_checksums
 from tests.lab.cluster import Cluster
-from tests.lab.ledger import Ledger, Mark
+from tests.lab.ledger import Ledger, Mark, digest_all
 from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import PGKEEP, PGKEEP_WAL, Keeper, environment
+from tests.survive.half_written import PAGE, SETTINGS, backup_begun, half_written, is_half_written
 from tests.survive.job import Job, backup_ids
-
-PAGE = 8192
 
 
 def make_table(cluster: Cluster, name: str) -> Path:
@@ -101,6 +100,33 @@ def test_a_page_written_during_the_backup_is_counted_only(keeper: Keeper) -> Non
     assert (report["is_clean"], report["pages_after_start"], report["pages_known"]) == (True, 1, 0)
     assert set(page_checksums(original, 0)) != {0}
     assert mark.name == "before"
+
+
+@pytest.mark.parametrize("server", [15, 18])
+def test_a_page_read_half_way_through_its_first_write(make_keeper: MakeKeeper, server: int) -> None:
+    """The server sends it without a look; verify finds it, unless the backup's WAL writes it anew."""
+    keeper = make_keeper(major=server, settings=SETTINGS)
+    cluster = keeper.cluster
+    # More than what fits between the server and a reader that does not read.
+    cluster.sql("CREATE TABLE filler AS SELECT n, repeat(md5(n::text), 60) AS text FROM generate_series(1, 40000) AS n")
+    make_table(cluster, "torn")
+    path = half_written(cluster, "torn", block=2)
+    with backup_begun(keeper, *keeper.backup_options("full", "stream")):
+        cluster.sql("UPDATE torn SET text = 'new' WHERE ctid = '(2,1)'")
+        assert is_half_written(path, block=2)
+    report = keeper.must("verify", "--json").report
+    assert (report["is_clean"], report["pages_after_start"]) == (True, 1)
+    assert keeper.restore().digests() == digest_all(cluster)["postgres"]
+
+    # Without such a record the page is damaged, and nobody else would say so.
+    half_written(cluster, "torn", block=2)
+    damaged = keeper.backup("full", "stream")
+    assert damaged.report["damaged_pages"] == 0
+    outcome = keeper.run("verify", f"--backup-id={damaged.report['backup_id']}", "--json")
+    assert outcome.status == 12, outcome.lines
+    [finding] = outcome.report["findings"]
+    assert finding["path"] == f"@postgresql/pitr/pgdata/{path.relative_to(cluster.data_directory)}"
+    assert (finding["what"], finding["blocks"]) == ("1 pages have a wrong checksum, the first is block 2", [2])
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def merge(
         say(f"merging {len(chain)} backups into {made}: {', '.join(chain)}")
         with (
             StoredChain(cluster, chain) as stored,
-            MergedSource(stored, index=cluster.file_index, backup_id=made) as source,
+            MergedSource(stored, archive=cluster.archive, index=cluster.file_index, backup_id=made) as source,
             watch(
                 cluster.begin_backup(made, locks=locks, workers=workers, compression_level=compression_level)
             ) as sink,

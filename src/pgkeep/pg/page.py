@@ -26,6 +26,9 @@ PAGES_PER_BATCH = 512
 Buffer = bytes | bytearray | memoryview
 _Words = npt.NDArray[np.uint32]
 
+# LSN, checksum, flags, pd_lower and pd_upper: the kernel copies no less than that at once.
+_WORDS_OF_HEAD = 4
+
 _SUMS = 32
 _PRIME = np.uint32(16777619)
 _SHIFT = np.uint32(17)
@@ -55,11 +58,14 @@ class PageVerdict:
             written while the backup ran, maybe read half-way through, and mended by replay. That holds only when the
             LSN is one that the server had reached: garbage claims any LSN. Whoever learns the stop LSN later judges
             them again with ``beyond``.
+        headless: Those of *bad* that begin with zeros where the header is, and are not zeros throughout. A page looks
+            so that was read half-way through its first write, too: then WAL has a record that writes it anew.
     """
 
     checked: int
     bad: Sequence[int]
     suspects: Sequence[tuple[int, Lsn]] = ()
+    headless: Sequence[int] = ()
 
     @property
     def after_start(self) -> int:
@@ -100,19 +106,22 @@ def check_pages(
     pages = _as_pages(buffer, block_size)
     bad: list[int] = []
     suspects: list[tuple[int, Lsn]] = []
+    headless: list[int] = []
     for index in (native_wrong_pages() or wrong_pages)(pages, first_block):
         page, block = pages[index], first_block + index
         if int(page[3]) >> 16 == 0:
             # pd_upper is 0: a page that was never initialised, which must then be zeros throughout.
             if page.any():
                 bad.append(block)
+                if not page[:_WORDS_OF_HEAD].any():
+                    headless.append(block)
             continue
         lsn = _lsn_of(page)
         if start_lsn is None or lsn < start_lsn or (stop_lsn is not None and lsn > stop_lsn):
             bad.append(block)
         else:
             suspects.append((block, lsn))
-    return PageVerdict(len(pages), bad, suspects)
+    return PageVerdict(len(pages), bad, suspects, headless)
 
 
 def wrong_pages(pages: _Words, first_block: int) -> list[int]:

@@ -114,6 +114,7 @@ def _verify_backup(
                 if is_own or follow_references:
                     progress(backup_id, entry.size)
                     _submit(pool, backup, entry, report, memory)
+        work.judge_headless(cluster.archive)
         for volume in volumes:
             if problem := volume.problem():
                 report.find(Finding(backup_id, volume.entry.name, "", problem))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Collection
 
 from blake3 import blake3
 
@@ -11,17 +12,23 @@ from pgkeep.errors import BackupUnusable
 from pgkeep.pg.data_directory import RELATION_SEGMENT_BYTES, page_file
 from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.page import check_pages
+from pgkeep.pg.wal_blocks import BlockReference
 from pgkeep.streams.extents import HasHeader
 from pgkeep.streams.item import Buffer, ItemHeader
 from pgkeep.streams.record import DamagedPages, FileEntry, RecordHead, VolumeEntry
 from pgkeep.streams.thread_memory import ThreadMemory
+from pgkeep.vault.half_written import not_written_anew
 from pgkeep.vault.layout import volume_name
 from pgkeep.vault.stored_backup import StoredItem
 from pgkeep.vault.verify_report import Finding, VerifyReport
 from pgkeep.vault.volume import END_FRAME
+from pgkeep.vault.wal_archive import WalArchive
 
-_IN_DATA_DIRECTORY = re.compile(r"/(?:pitr|pitr_block/[^/]+)/(?:pgdata|tblspc/[^/]+)/(.+)")
+_IN_DATA_DIRECTORY = re.compile(r"/(?:pitr|pitr_block/[^/]+)/(?P<inside>(?:pgdata|tblspc/[^/]+)/(?P<below>.+))")
 """A file of a base backup; increments have names of their own, and no pages at fixed places."""
+
+_MAX_HEADLESS = 10_000
+"""Pages without a head that are judged by WAL; in a sound backup there are a few, and more of them are damage."""
 
 
 class VolumeCheck:
@@ -106,6 +113,10 @@ class PageVerification:
         self._backup_id = head.backup_id
         self._start_lsn = Lsn.parse(head.start_lsn) if head.start_lsn else None
         self._stop_lsn = Lsn.parse(head.stop_lsn) if head.stop_lsn else None
+        self._head = head
+        # Volume and path of each.
+        self._headless: dict[BlockReference, tuple[str, str]] = {}
+        self._lock = threading.Lock()
 
     def begin(self, item: HasHeader, /) -> NotedItem:
         """Nothing but the item is needed."""
@@ -118,11 +129,13 @@ class PageVerification:
         # What an older backup holds was judged by that one's LSNs; its own verification looks at its pages.
         if not self._has_checksums or at.backup_id != self._backup_id:
             return
-        path = noted.header.path
-        first_block = _first_block(path, self._block_size)
+        path, volume = noted.header.path, volume_name(at.volume)
+        place = _IN_DATA_DIRECTORY.search(path)
+        relation = page_file(place["below"]) if place else None
         whole = len(buffer) // self._block_size * self._block_size
-        if first_block is None or not whole:
+        if place is None or relation is None or not whole:
             return
+        first_block = relation.first_block(blocks_per_segment=RELATION_SEGMENT_BYTES // self._block_size)
         verdict = check_pages(
             memoryview(buffer)[:whole],
             first_block + offset // self._block_size,
@@ -130,12 +143,13 @@ class PageVerification:
             stop_lsn=self._stop_lsn,
             block_size=self._block_size,
         )
-        new = [block for block in verdict.bad if not _is_known(self._known.get(path), block)]
+        new = {block for block in verdict.bad if not _is_known(self._known.get(path), block)}
         known = len(verdict.bad) - len(new)
         self._report.count_pages(verdict.checked, after_start=verdict.after_start, known=known)
-        if new:
-            what = f"{len(new)} pages have a wrong checksum, the first is block {min(new)}"
-            self._report.find(Finding(at.backup_id, volume_name(at.volume), path, what, tuple(new[:1000])))
+        for block in new.intersection(verdict.headless):
+            if self._note_headless(BlockReference.at(place["inside"], block), volume, path):
+                new.remove(block)
+        self._find(volume, path, new)
 
     def ordered(self, noted: NotedItem, result: None, /) -> None:
         """Nothing needs an order."""
@@ -143,16 +157,34 @@ class PageVerification:
     def end(self, noted: NotedItem, /) -> None:
         """Nothing is left to do."""
 
+    def judge_headless(self, archive: WalArchive) -> None:
+        """Ask the backup's WAL about the pages without a head, when all pages have been seen."""
+        if not self._headless:
+            return
+        damaged = not_written_anew(archive, self._head, self._headless)
+        self._report.count_pages(0, after_start=len(self._headless) - len(damaged), known=0)
+        by_place: dict[tuple[str, str], list[int]] = {}
+        for page in damaged:
+            by_place.setdefault(self._headless[page], []).append(page.block)
+        for place, blocks in sorted(by_place.items()):
+            self._find(*place, blocks)
+
+    def _note_headless(self, page: BlockReference | None, volume: str, path: str) -> bool:
+        """Keep *page* to be judged later; tell whether that can be done."""
+        with self._lock:
+            if page is None or len(self._headless) >= _MAX_HEADLESS:
+                return False
+            self._headless[page] = volume, path
+        return True
+
+    def _find(self, volume: str, path: str, blocks: Collection[int]) -> None:
+        if blocks:
+            what = f"{len(blocks)} pages have a wrong checksum, the first is block {min(blocks)}"
+            self._report.find(Finding(self._backup_id, volume, path, what, tuple(sorted(blocks)[:1000])))
+
 
 def _is_known(known: DamagedPages | None, block: int) -> bool:
     if known is None:
         return False
     # A record lists at most 1,000 blocks of a file; with more, the others are known by their number only.
     return block in known.blocks or known.count > len(known.blocks)
-
-
-def _first_block(path: str, block_size: int) -> int | None:
-    """Return the number of the first block of the file at virtual *path*; None when it has no pages."""
-    match = _IN_DATA_DIRECTORY.search(path)
-    relation = page_file(match[1]) if match else None
-    return None if relation is None else relation.segment * (RELATION_SEGMENT_BYTES // block_size)

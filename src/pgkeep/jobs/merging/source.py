@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import IO
+from typing import IO, NoReturn
 
 import msgspec
 
@@ -38,12 +38,15 @@ from pgkeep.pg.incremental_file import SEGMENT_BLOCKS, incremental_path, is_incr
 from pgkeep.pg.lsn import Lsn, SystemIdentifier, Timeline
 from pgkeep.pg.page import check_pages
 from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal_blocks import BlockReference
 from pgkeep.streams.item import CHUNK_BYTES, Buffer, BytesItem, Item, ItemHeader, ItemKind, ItemRole
 from pgkeep.streams.record import FileEntry, Level, RecordHead, WalRange
 from pgkeep.streams.rolled_file import OrderedContent, RolledFile
 from pgkeep.vault.file_index import FileIndex
+from pgkeep.vault.half_written import not_written_anew
 from pgkeep.vault.stored_backup import StoredBackup
 from pgkeep.vault.stored_chain import StoredChain
+from pgkeep.vault.wal_archive import WalArchive
 
 _NANOSECONDS = 1_000_000_000
 
@@ -62,18 +65,23 @@ class MergedSource:
 
     Args:
         chain: The members, open; two or more.
+        archive: Of the cluster.
         index: Returns the index over the file list of a member.
         backup_id: Of the backup to be.
     """
 
-    def __init__(self, chain: StoredChain, *, index: Callable[[str], FileIndex], backup_id: str) -> None:
+    def __init__(
+        self, chain: StoredChain, *, archive: WalArchive, index: Callable[[str], FileIndex], backup_id: str
+    ) -> None:
         self._members = chain.members
         self._newest = chain.newest
         self._head = chain.newest.head
         self._root = str(self._head.details["root"])
         self._index = index
         self._backup_id = backup_id
+        self._archive = archive
         self._pages = self._suspect_pages = 0
+        self._headless: dict[BlockReference, str] = {}
         self._writer = ManifestWriter(version=2, system_identifier=SystemIdentifier(int(self._head.system_identifier)))
         self._resources = ExitStack()
         try:
@@ -112,6 +120,7 @@ class MergedSource:
                 yield from self._items_of(entry, inside)
         ends = [check.compare(member.backup_id) for member, check in zip(self._members, self._checks, strict=True)]
         self._check_range(ends[-1])
+        self._check_headless()
         self._lines.write(self._writer.end(ends[-1].wal_ranges))
         header = self._header(manifest, BACKUP_MANIFEST, self._lines.tell(), role=ItemRole.MANIFEST)
         yield _PassingItem(header, self._manifest_chunks)
@@ -238,12 +247,27 @@ class MergedSource:
         )
         self._pages += verdict.checked
         self._suspect_pages += verdict.after_start
-        if verdict.bad:
-            raise BackupUnusable(
-                f"backup {self._newest.backup_id} cannot be merged: {inside} has a wrong checksum in block "
-                f"{verdict.bad[0]}",
-                hint="mend the table at the server, and make a Full",
-            )
+        damaged = set(verdict.bad)
+        for block in verdict.headless:
+            if (page := BlockReference.at(inside, block)) is not None:
+                self._headless[page] = inside
+                damaged.remove(block)
+        if damaged:
+            self._refuse_damaged(inside, min(damaged))
+
+    def _check_headless(self) -> None:
+        """Raise BackupUnusable for a page without a head, unless replay writes it anew."""
+        left = not_written_anew(self._archive, self._head, self._headless) if self._headless else None
+        if left:
+            first = min(left, key=lambda page: (self._headless[page], page.block))
+            self._refuse_damaged(self._headless[first], first.block)
+        self._suspect_pages += len(self._headless)
+
+    def _refuse_damaged(self, inside: str, block: int) -> NoReturn:
+        raise BackupUnusable(
+            f"backup {self._newest.backup_id} cannot be merged: {inside} has a wrong checksum in block {block}",
+            hint="mend the table at the server, and make a Full",
+        )
 
     def _check_range(self, end: ManifestEnd) -> None:
         """Raise BackupUnusable unless the manifest is of the WAL of which the record is."""
