@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pgkeep.streams.compression import Compression
 from pgkeep.streams.item import BytesItem
 from tests.dump.sample import MemoryBackup, digests, dump_cluster, restore_cluster, target_of
 from tests.dump.test_dump_trouble import children
-from tests.lab.cluster import Cluster, MakeCluster
+from tests.lab.cluster import Cluster, MakeCluster, wait_for
 from tests.lab.server_user import server_user
 from tests.lab.servers import newest_installation
 from tests.lab.smallfs import small_filesystem
@@ -166,9 +167,47 @@ def test_existing_database_is_refused(sampled: Cluster, backups: dict[str, Memor
 @pytest.mark.usefixtures("unchanged")
 def test_database_in_use_is_refused(sampled: Cluster, backups: dict[str, MemoryBackup], bin_dir: Path) -> None:
     """A database that somebody is connected to cannot be renamed, which the plan says before the first byte."""
-    with sampled.connect("app"), pytest.raises(RestoreRefused) as failure:
-        restore_cluster(sampled, backups["custom"], bin_dir=bin_dir, overwrite_existing=True)
-    assert str(failure.value) == 'database "app" is in use by 1 sessions'
+    with sampled.connect("app", application_name="stays") as session:
+        pid = session.info.backend_pid
+        with pytest.raises(RestoreRefused) as failure:
+            restore_cluster(sampled, backups["custom"], bin_dir=bin_dir, overwrite_existing=True)
+    assert str(failure.value) == f'database "app" is in use by session {pid} (postgres, stays)'
+
+
+def test_who_leaves_or_can_be_ended_keeps_no_database(make_cluster: MakeCluster, bin_dir: Path) -> None:
+    """A session on its way out is waited for, autovacuum's worker ends by itself; a prepared transaction stays."""
+    cluster = make_cluster(
+        start=False,
+        settings={
+            "max_prepared_transactions": "2",
+            "autovacuum_naptime": "1s",
+            "autovacuum_vacuum_cost_delay": "100ms",
+            "autovacuum_vacuum_cost_limit": "1",
+        },
+    ).start()
+    cluster.sql("CREATE DATABASE app")
+    cluster.sql(
+        "CREATE TABLE item AS SELECT n, repeat('x', 500) AS t FROM generate_series(1, 20000) AS n", dbname="app"
+    )
+    backup = dump_cluster(cluster, bin_dir=bin_dir, databases=["app"])
+    with cluster.connect("app") as session:
+        session.execute("BEGIN")
+        session.execute("DELETE FROM item WHERE n = 1")
+        session.execute("PREPARE TRANSACTION 'for ever'")
+    with pytest.raises(RestoreRefused) as failure:
+        restore_cluster(cluster, backup, bin_dir=bin_dir, overwrite_existing=True)
+    assert str(failure.value) == 'database "app" is in use by prepared transaction "for ever"'
+    cluster.sql("ROLLBACK PREPARED 'for ever'", dbname="app")
+
+    cluster.sql("DELETE FROM item WHERE n % 2 = 0", dbname="app")
+    workers = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'app' AND backend_type = 'autovacuum worker'"
+    wait_for(lambda: bool(cluster.value(workers)), "autovacuum is at work")
+    leaving = cluster.connect("app")
+    last = threading.Timer(1, leaving.close)
+    last.start()
+    restore_cluster(cluster, backup, bin_dir=bin_dir, overwrite_existing=True)
+    last.join()
+    assert cluster.value("SELECT count(*) FROM item", dbname="app") == 20000
 
 
 def test_database_taken_meanwhile(sampled: Cluster, backups: dict[str, MemoryBackup], bin_dir: Path) -> None:

@@ -21,9 +21,10 @@ from pgkeep.server.database import (
     is_empty,
     list_databases,
     refusal_as_error,
-    sessions_in,
+    users_of,
 )
 from pgkeep.server.pg_dump import DumpFormat
+from pgkeep.server.relations import listed
 from pgkeep.server.tools import Toolbox, ToolVersion, toolbox_for_restore
 from pgkeep.streams.compression import Compression
 from pgkeep.streams.record import RecordHead
@@ -246,8 +247,6 @@ def _target(
     if options.tables:
         return DumpTarget(properties, path, name, there, is_filled_in_place=True)
     fixed = name in (server.sql.info.dbname, "template1")
-    # Counted before we look inside: our own session takes a moment to be gone.
-    sessions = 0 if fixed else sessions_in(server.sql, name)
     empty = holds_nothing(server, name)
     if fixed and not empty:
         raise RestoreRefused(
@@ -259,9 +258,11 @@ def _target(
             f'database "{name}" exists and is not empty',
             hint="overwrite_existing=yes renames it first; new_database restores beside it",
         )
-    if sessions:
+    users = [] if fixed else users_of(server.sql, name)
+    if users:
         raise RestoreRefused(
-            f'database "{name}" is in use by {sessions} sessions', hint="end them first; it must be renamed"
+            f'database "{name}" is in use by {listed(users)}',
+            hint="end them first, a prepared transaction with ROLLBACK PREPARED or COMMIT PREPARED; it must be renamed",
         )
     return DumpTarget(properties, path, name, there, is_existing_empty=empty, is_filled_in_place=fixed)
 

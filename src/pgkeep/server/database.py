@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ from pgkeep.pg.capabilities import Capabilities
 
 _FIRST_NORMAL_OID = 16384
 """``FirstNormalObjectId`` in ``access/transam.h``: what initdb made is below."""
+
+LEAVING_SECONDS = 5.0
+"""How long a rename waits for sessions that are leaving: ``CountOtherDBBackends`` in ``storage/ipc/procarray.c``."""
+_LOOK_SECONDS = 0.1
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -227,12 +232,38 @@ def drop_database(connection: psycopg.Connection[Any], name: str) -> None:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(database))
 
 
-def sessions_in(connection: psycopg.Connection[Any], name: str) -> int:
-    """Return how many other sessions are connected to database *name*."""
-    row = connection.execute(
-        "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()", [name]
-    ).fetchone()
-    return int(row[0]) if row is not None else 0
+def users_of(connection: psycopg.Connection[Any], name: str, *, patience_seconds: float = LEAVING_SECONDS) -> list[str]:
+    """
+    Return what keeps database *name* from being renamed, each as ``session PID (user, application)`` and its like.
+
+    As the rename itself does (``CountOtherDBBackends``), wait for sessions that are leaving, and pass over autovacuum's
+    workers, which it ends.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while (found := _users_of(connection, name)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    return found
+
+
+def _users_of(connection: psycopg.Connection[Any], name: str) -> list[str]:
+    sessions = connection.execute(
+        """
+        SELECT pid, coalesce(usename::text, backend_type, '?'), coalesce(nullif(application_name, ''), 'no name')
+        FROM pg_catalog.pg_stat_activity
+        WHERE datname = %s AND pid <> pg_backend_pid()
+          -- Who may not read all statistics sees no type.
+          AND backend_type IS DISTINCT FROM 'autovacuum worker'
+        ORDER BY 1
+        """,
+        [name],
+    ).fetchall()
+    prepared = connection.execute(
+        "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY prepared", [name]
+    ).fetchall()
+    return [
+        *(f"session {pid} ({user}, {application})" for pid, user, application in sessions),
+        *(f'prepared transaction "{gid}"' for (gid,) in prepared),
+    ]
 
 
 def lock_holders(connection: psycopg.Connection[Any]) -> list[str]:
