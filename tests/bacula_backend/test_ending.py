@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from tests.bacula_backend.bridge import Bridge, Ended, PlainBridge
 from tests.bacula_backend.conftest import Client
 from tests.lab.cluster import wait_for
 
-SOON_SECONDS = 8
-"""A second or two on an idle machine."""
+SOON_SECONDS = 60
+"""A second or two on an idle machine; whoever waits for the server's checkpoint waits for minutes."""
 
 
 class Reached(Exception):
@@ -74,9 +73,7 @@ ENDS = [cancel, terminate, interrupt, close_input, vanish]
 
 def assert_nothing_is_left(client: Client, bridge: PlainBridge, *, status: int | None = 10) -> None:
     """Assert that the backend ends soon and quietly, and the server is as before."""
-    begin = time.monotonic()
     bridge.process.wait(SOON_SECONDS)
-    assert time.monotonic() - begin < SOON_SECONDS
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgkeep%'"
     wait_for(lambda: client.cluster.value(sessions) == 0, "all sessions of pgkeep have ended")
     assert client.cluster.value("SELECT count(*) FROM pg_replication_slots") == 0
