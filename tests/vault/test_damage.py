@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -92,6 +93,37 @@ def test_what_met_one_extent_is_told_of_the_others(cluster: ClusterVault, monkey
                 item.read_extent(0, EXTENT_BYTES)
         with pytest.raises(MemoryError, match="no room"):
             item.read_extent(EXTENT_BYTES, EXTENT_BYTES)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_disk_that_is_away_is_no_damage(cluster: ClusterVault, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Only what the disk itself calls an error of reading is a finding; otherwise verify fails, and finds nothing."""
+    store(cluster, [detached(f"{ROOT}/base/a", 900)])
+
+    pread = os.pread
+
+    def fail_for_volumes(descriptor: int, length: int, offset: int) -> bytes:
+        if "/volume-" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", fail_for_volumes)
+    volume = f"volume-01.tar.zst of backup {FULL}"
+    if number == errno.EIO:
+        first, *_, last = verify(cluster).findings
+        assert first.what.endswith(f"cannot read volume-00.tar.zst of backup {FULL}: Input/output error")
+        assert last.what.endswith(f"cannot read {volume}: Input/output error")
+        return
+    with pytest.raises(VaultError) as caught:
+        verify(cluster)
+    assert str(caught.value) == f"cannot read volume-00.tar.zst of backup {FULL}: Stale file handle"
+    assert caught.value.hint.endswith("this is no damage")
+    monkeypatch.undo()
+    with cluster.open_backup(FULL) as backup:
+        [item] = list(backup.items())
+        monkeypatch.setattr(os, "pread", fail_for_volumes)
+        with pytest.raises(VaultError, match=f"cannot read {volume}: Stale file handle"):
+            item.read_extent(0, 900)
 
 
 def _without_memory(*_: object) -> memoryview:

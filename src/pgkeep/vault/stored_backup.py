@@ -7,10 +7,12 @@ it passes: that of the stored bytes and that of the content; damage raises Backu
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +20,7 @@ from typing import Self
 import zstandard
 from blake3 import blake3
 
-from pgkeep.errors import BackupUnusable, FormatError
+from pgkeep.errors import BackupUnusable, FormatError, VaultError
 from pgkeep.streams.item import EXTENT_BYTES, ItemHeader, ItemKind
 from pgkeep.streams.record import FileEntry, RecordHead, RecordTail, StoredAt
 from pgkeep.streams.record_io import RecordReader, parse_head
@@ -158,7 +160,14 @@ class StoredBackup:
             size = os.fstat(fd).st_size
             if size != volume.size:
                 raise _unusable(self.backup_id, f"{volume.name} has {size} bytes, expected {volume.size}")
-            if os.pread(fd, len(END_FRAME), volume.size - len(END_FRAME)) != END_FRAME:
+            end = _read_volume(
+                fd,
+                len(END_FRAME),
+                volume.size - len(END_FRAME),
+                where=f"{volume.name} of backup {self.backup_id}",
+                damaged=partial(_unusable, self.backup_id),
+            )
+            if end != END_FRAME:
                 raise _unusable(self.backup_id, f"{volume.name} does not end as a volume does")
 
     def _read_ends(self) -> tuple[RecordHead, RecordTail]:
@@ -334,10 +343,8 @@ class StoredItem:
             raise self.damaged(f"its content has the digest {digest}, the record says {self.entry.digest}")
 
     def _pread(self, length: int, offset: int) -> memoryview:
-        try:
-            stored = os.pread(self._fd, length, offset)
-        except OSError as error:
-            raise self.damaged(f"cannot read it: {error.strerror}") from error
+        where = f"{volume_name(self._at.volume)} of backup {self._at.backup_id}"
+        stored = _read_volume(self._fd, length, offset, where=where, damaged=self.damaged)
         if len(stored) != length:
             raise self.damaged(f"expected {length} stored bytes at {offset}, found {len(stored)}")
         return memoryview(stored)
@@ -355,6 +362,19 @@ class StoredItem:
                 raise self.damaged(f"a frame gave {filled} bytes, expected {size}")
         except zstandard.ZstdError as error:
             raise self.damaged(f"zstd: {error}") from error
+
+
+def _read_volume(fd: int, length: int, offset: int, *, where: str, damaged: Callable[[str], BackupUnusable]) -> bytes:
+    """Return what the volume *where* has at *offset*: a bad sector is damage, a disk that is away is not."""
+    try:
+        return os.pread(fd, length, offset)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise damaged(f"cannot read {where}: {error.strerror}") from error
+        raise VaultError(
+            f"cannot read {where}: {error.strerror}",
+            hint="see that the vault's file system is there and answers, and try again: this is no damage",
+        ) from error
 
 
 def _stored_digest(rest: memoryview, header: memoryview) -> bytes:
