@@ -18,6 +18,8 @@ from pgkeep.vault.wal_archive import WalArchive
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "client" / "pgkeep-wal.c"
 DEADLINE_SECONDS = 60.0
+_LISTENS = "00010000"
+"""__SO_ACCEPTCON, as proc(5) shows it."""
 
 
 def build_client(directory: Path, *, flags: Sequence[str] = ()) -> Path:
@@ -128,7 +130,12 @@ class Client:
     def warm(self) -> None:
         """Have a service running that listens."""
         self.run("archive-get", "00000009.history", "pg_wal/warm")
-        wait_until(lambda: any(self.runtime.glob("*.socket")), "the start of the service")
+        wait_until(self.is_served, "the start of the service")
+
+    def is_served(self) -> bool:
+        """Tell whether a service listens, which is a moment after its socket has a name."""
+        sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+        return any(fields[3] == _LISTENS and fields[-1].startswith(f"{self.runtime}/") for fields in sockets)
 
     def kill_services(self, number: int = signal.SIGKILL) -> None:
         """Kill the services of this archive, and wait until they are gone."""

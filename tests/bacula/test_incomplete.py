@@ -76,7 +76,7 @@ def _has_ended(scene: Scene, job_id: int) -> bool:
 def _stopped_in_its_middle(scene: Scene, job: JobDefinition, level: str) -> int:
     """Begin a job, slowly, and make it incomplete when some of it has been written; return its number."""
     director = scene.director
-    director.add_job(job.name, *job.plugins, accurate=job.accurate, more=["Maximum Bandwidth = 8 mb/s"])
+    director.add_job(job.name, *job.plugins, accurate=job.accurate, more=["Maximum Bandwidth = 2 mb/s"])
 
     def written() -> int:
         return sum(path.stat().st_size for path in director.layout.volume_directory.iterdir())
