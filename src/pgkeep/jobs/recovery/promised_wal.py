@@ -106,6 +106,11 @@ class PromisedWal:
         ends = [end for end, _ in self._partial.get(timeline, {}).values()]
         return max([*ends, *([Lsn((max(held) + 1) * self._size)] if held else [])], default=None)
 
+    def end_text(self) -> str:
+        """Return the end of the newest segment of the newest timeline, for people; empty when no WAL comes."""
+        newest = max({*self._segments, *self._partial}, default=None)
+        return f"to {self.end_of(newest)} on timeline {newest}" if newest is not None else ""
+
     def archived_at(self, timeline: Timeline, end: Lsn) -> dt.datetime | None:
         """Return when the segment of *timeline* that ends at *end* was read; None when it is not there."""
         if not end:

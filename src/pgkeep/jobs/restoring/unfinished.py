@@ -26,8 +26,13 @@ def asked_for(
     backup_id: str,
     standby_of: str = "",
     combine: str = "in_place",
+    wal: str = "",
 ) -> dict[str, Any]:
-    """Return what a restore was asked for, so that a second run of the same one is known."""
+    """
+    Return what a restore was asked for, so that a second run of the same one is known.
+
+    *wal* is the end of the WAL that comes, where the target is that and it comes but once: through Bacula.
+    """
     return {
         "target": f"{target}, {target.action.value}",
         "inclusive": target.inclusive,
@@ -39,6 +44,7 @@ def asked_for(
         "standby": standby_of,
         # Where it is not the default: states of earlier versions know nothing of it.
         **({"combine": combine} if combine != "in_place" else {}),
+        **({"wal": wal} if wal else {}),
     }
 
 
@@ -57,15 +63,15 @@ def unfinished_restore(data_directory: Path, asked: Mapping[str, Any]) -> Restor
             f"the rollback of the restore {state.restore_id} into {data_directory} was cut short",
             hint=f"bring it to its end first: pgkeep rollback --pgdata-dir={data_directory}",
         )
-    if dict(asked) == state.asked:
-        return None if _is_gone(state) else state
-    if not _is_at_stake(state):
-        return None
     other = ", ".join(
         f"{name} {state.asked.get(name)!r}, now {asked.get(name)!r}"
         for name in {**asked, **state.asked}
-        if state.asked.get(name) != asked.get(name)
+        if state.asked.get(name) != asked.get(name) and not (name == "wal" and _takes_wal(state))
     )
+    if not other:
+        return None if _is_gone(state) else state
+    if not _is_at_stake(state):
+        return None
     raise RestoreRefused(
         f"a restore of backup {state.backup_id} into {data_directory} stopped behind phase {state.phases_done} "
         f"({PHASES[state.phases_done - 1]}), and it was another one: {other}",
@@ -82,6 +88,11 @@ def is_unfinished(state: RestoreState) -> bool:
     if state.access and not ran_by_hand(state):
         return True
     return state.standby is not None or (state.directory / RECOVERY_SIGNAL).exists()
+
+
+def _takes_wal(state: RestoreState) -> bool:
+    """Tell whether a second run takes what WAL comes: none behind phase 2. Earlier versions did not remember it."""
+    return state.phases_done < 2 or "wal" not in state.asked
 
 
 def _is_gone(state: RestoreState) -> bool:

@@ -134,6 +134,7 @@ def prepare_stream(
         is_wiped=settings.flag("wipe_pgdata"),
         backup_id=base.backup_id,
         standby_of=standby.where if standby is not None else "",
+        wal=wal.end_text() if target.kind is TargetKind.LATEST else "",
     )
     unfinished = unfinished_restore(data_directory, asked)
     # It may have been named by a link then.
