@@ -7,6 +7,7 @@ import pytest
 from tests.bacula.conftest import MakeScene
 from tests.bacula.scene import Scene
 from tests.lab.cluster import wait_for
+from tests.pitr_block.conftest import SUMMARIZING
 
 pytestmark = pytest.mark.bacula
 
@@ -120,6 +121,27 @@ def test_a_job_after_a_virtual_full(level: str, make_scene: MakeScene) -> None:
     if level == "Differential":
         assert f"job {virtual.unique_name}, which this Differential builds on, has no record" in last.text
         assert "making a Full instead of the Differential asked for" in last.text
+    where = scene.directory / "out"
+    scene.director.restore(job, where).must()
+    scene.assert_restored(where, mark)
+
+
+@pytest.mark.parametrize("mode", ["pitr", "pitr_block"])
+@pytest.mark.parametrize("accurate", [True, False], ids=["accurate", "not-accurate"])
+def test_a_virtual_full_of_a_virtual_full(mode: str, accurate: bool, make_scene: MakeScene) -> None:
+    """Each is made of the one before and an Incremental; with the newest of those, nothing else, the rows are back."""
+    scene = make_scene(settings=SUMMARIZING)
+    kept = ["Backups To Keep = 1", "Delete Consolidated Jobs = yes"]
+    job = scene.job("job", scene.line(mode, "start_fast=yes"), accurate=accurate, more=kept)
+    levels = ["Full", "Incremental", "Incremental", "VirtualFull", *["Incremental", "VirtualFull"] * 2]
+    for level in levels:
+        scene.transfer()
+        scene.cluster.sql(f"CREATE TABLE made_{scene.director.last_job_id()} (n int PRIMARY KEY)")
+        if level == "Incremental":
+            mark = scene.ledger.mark(str(scene.director.last_job_id()))
+        result = scene.director.run("job", level).must()
+        assert "making a Full instead" not in result.text
+    assert scene.director.catalog("SELECT Level FROM Job ORDER BY JobId") == [("I",), ("F",)]
     where = scene.directory / "out"
     scene.director.restore(job, where).must()
     scene.assert_restored(where, mark)

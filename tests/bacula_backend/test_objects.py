@@ -16,6 +16,7 @@ from pgkeep.bacula.objects import (
     MAX_OBJECTS_BYTES,
     TRIMMED,
     parse_head_object,
+    parse_heads_below,
     plugin_objects,
     render_head_object,
     restore_options_text,
@@ -50,6 +51,21 @@ def test_list_of_databases_goes_first_when_there_is_no_room() -> None:
     assert len(content) <= MAX_OBJECTS_BYTES
     found, _ = parse_head_object(content)
     assert (found.databases, found.warnings, found.details["trimmed"]) == ([], ["w"], ["databases"])
+
+
+def test_heads_below_take_the_room_that_is_left() -> None:
+    """The newest backups that one builds on stand in its object, as many as fit, without lists of databases."""
+    below = [
+        (head(settings={"name": "x" * 1000}, databases=[Database(name="d", oid=1)]), RecordTail(files=number))
+        for number in range(100)
+    ]
+    assert parse_heads_below(render_head_object(head(), RecordTail())) == []
+    content = render_head_object(head(), RecordTail(files=7), below=iter(below))
+    assert MAX_OBJECTS_BYTES - 3000 < len(content) <= MAX_OBJECTS_BYTES
+    assert parse_head_object(content) == (head(), RecordTail(files=7))
+    found = parse_heads_below(content)
+    assert [tail.files for _, tail in found] == list(range(len(found)))
+    assert {(one.settings["name"], tuple(one.databases)) for one, _ in found} == {("x" * 1000, ())}
 
 
 def test_lines_share_the_room() -> None:

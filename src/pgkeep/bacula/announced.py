@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from pgkeep.bacula.channel import Channel
-from pgkeep.bacula.objects import OBJECT_BESIDE, RESTORE_OBJECT, parse_head_object
+from pgkeep.bacula.objects import OBJECT_BESIDE, RESTORE_OBJECT, parse_head_object, parse_heads_below
 from pgkeep.errors import FormatError, WireError
 from pgkeep.jobs.recovery.promised_wal import CDP_MODE
 from pgkeep.jobs.streamed.selection import Selection
@@ -35,6 +35,7 @@ class Announced:
         self.selection: Selection | None = None
         self.beside: Selection | None = None
         self.has_base = False
+        self._below: dict[str, tuple[RecordHead, RecordTail]] = {}
 
     def leave_only(self, root: str) -> None:
         """Forget the heads of backups that lie elsewhere than beneath *root*."""
@@ -58,6 +59,7 @@ class Announced:
             raise WireError(f"the restore object {name} has {len(content)} bytes, announced were {length}")
         if name == RESTORE_OBJECT:
             self.heads.append(parse_head_object(bytes(content)))
+            self._below.update({head.backup_id: (head, tail) for head, tail in parse_heads_below(bytes(content))})
         elif name == OBJECT_BESIDE:
             # What another line cannot read, that line says.
             with contextlib.suppress(FormatError):
@@ -90,3 +92,12 @@ class Announced:
             raise WireError(f"an entry of EXPECT has no end: {rest[:80]!r}")
         # When the catalog has lost the names of the files (File Retention), whole jobs come and none is announced.
         self.selection = selection if not is_empty else None
+        self._take_below(root, selection.records)
+
+    def _take_below(self, root: str, records: set[str]) -> None:
+        """Add what other heads say of backups whose record comes and whose own object is lost; see ``objects.py``."""
+        known = {head.backup_id for head, _ in self.heads}
+        for backup_id in sorted(records & self._below.keys() - known):
+            head, tail = self._below[backup_id]
+            if head.details.get("root") == root:
+                self.heads.append((head, tail))

@@ -118,7 +118,8 @@ def run(session: Session) -> None:
                 for command in one.commands():
                     channel.command(command)
                 channel.end()
-            _send_restore_object(channel, render_head_object(head, tail, lines=job.lines))
+            below = this.history.below(head) if this.is_physical else ()
+            _send_restore_object(channel, render_head_object(head, tail, lines=job.lines, below=below))
             _say_end(channel, head, tail)
             channel.end()
             expect_end_of_job(channel)

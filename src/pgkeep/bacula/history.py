@@ -20,7 +20,7 @@ from pgkeep.pg.data_directory import BACKUP_MANIFEST
 from pgkeep.pg.lsn import Lsn, Timeline, WalPosition
 from pgkeep.settings.parameter import PHYSICAL_MODES
 from pgkeep.streams.item import Buffer
-from pgkeep.streams.record import FileEntry, Level, RecordHead, new_backup_id
+from pgkeep.streams.record import FileEntry, Level, RecordHead, RecordTail, new_backup_id
 from pgkeep.vault.file_index import FileIndex
 
 CatalogHolds = Callable[[FileEntry], bool]
@@ -125,6 +125,19 @@ class JobHistory:
         if record is None or record.head.mode != mode or record.head.level not in levels:
             return None
         return self._base(record, with_files=with_files)
+
+    def below(self, head: RecordHead) -> Iterator[tuple[RecordHead, RecordTail]]:
+        """Yield head and tail of each backup with files that the one of *head* builds on, the newest first."""
+        records = {one.head.backup_id: one for one in self._state.records()} if head.base else {}
+        backup_id = head.base
+        while (one := records.pop(backup_id, None)) is not None:
+            if one.head.has_files:
+                try:
+                    yield one.head, one.tail()
+                except (FormatError, OSError):
+                    # The restore object can do without; a job that builds on the record says what is wrong with it.
+                    return
+            backup_id = one.head.base
 
     def has(self, backup_id: str) -> bool:
         """Tell whether the record of the backup *backup_id* is still remembered."""

@@ -4,6 +4,9 @@ What describes a backup to the Director: the restore object, the plugin objects,
 The restore object holds the record's head, without its list of files, so that a restore can judge the target before
 the first byte arrives. It must be small: Bacula keeps at most 64 KiB of all of them together. What does not fit is
 trimmed in the order of ``TRIMMED``, and the head then names it in ``details["trimmed"]``.
+
+Where there is room it holds the heads of the backups that it builds on, too. A VirtualFull keeps the objects of its
+jobs, but one that is made from a VirtualFull loses those of that: Bacula looks for them by numbers of the first jobs.
 """
 
 from __future__ import annotations
@@ -42,19 +45,32 @@ TRIMMED = (
 )
 """What is left out of the restore object, one after the other, until it fits; all of it stands in the record."""
 
+TRIMMED_BELOW = TRIMMED[:5]
+"""What the heads of other backups always lack."""
 
-class HeadObject(msgspec.Struct, kw_only=True):
-    """The content of a restore object."""
 
-    format: int = RECORD_FORMAT
+class HeadBelow(msgspec.Struct, kw_only=True):
+    """What a backup builds on."""
+
     head: RecordHead
     tail: RecordTail
+
+
+class HeadObject(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The content of a restore object."""
+
+    format: int
+    head: RecordHead
+    tail: RecordTail
+    below: list[HeadBelow] = []
 
 
 _decoder = msgspec.json.Decoder(HeadObject)
 
 
-def render_head_object(head: RecordHead, tail: RecordTail, *, lines: int = 1) -> bytes:
+def render_head_object(
+    head: RecordHead, tail: RecordTail, *, lines: int = 1, below: Iterable[tuple[RecordHead, RecordTail]] = ()
+) -> bytes:
     """
     Return the restore object of a backup.
 
@@ -62,14 +78,15 @@ def render_head_object(head: RecordHead, tail: RecordTail, *, lines: int = 1) ->
         head: The record's head.
         tail: The record's tail.
         lines: How many Plugin lines of the job share the room.
+        below: Head and tail of each backup with files that it builds on, the newest first; as many as find room.
     """
     limit = MAX_OBJECTS_BYTES // max(1, lines)
     trimmed: list[str] = []
     rest = iter(TRIMMED)
     while True:
-        content = msgspec.json.encode(HeadObject(head=head, tail=tail))
+        content = msgspec.json.encode(HeadObject(format=RECORD_FORMAT, head=head, tail=tail))
         if len(content) <= limit:
-            return content
+            return _with_below(content, head, tail, limit, below)
         name = next(rest, None)
         if name is None:
             raise FormatError(
@@ -79,15 +96,54 @@ def render_head_object(head: RecordHead, tail: RecordTail, *, lines: int = 1) ->
         head = _without(head, name, trimmed)
 
 
+def _with_below(
+    alone: bytes,
+    head: RecordHead,
+    tail: RecordTail,
+    limit: int,
+    below: Iterable[tuple[RecordHead, RecordTail]],
+) -> bytes:
+    """Return the object that is *alone* without those *below*, with as many of them as have room within *limit*."""
+    found: list[HeadBelow] = []
+    room = limit - len(alone) - len(b',"below":[]')
+    for one, its_tail in below:
+        lean = HeadBelow(head=_lean(one), tail=its_tail)
+        room -= len(msgspec.json.encode(lean)) + 1
+        if room < 0:
+            break
+        found.append(lean)
+    return msgspec.json.encode(HeadObject(format=RECORD_FORMAT, head=head, tail=tail, below=found))
+
+
+def _lean(head: RecordHead) -> RecordHead:
+    """Return *head* without what grows with the cluster and is not asked for before the record itself has come."""
+    trimmed = list(head.details.get("trimmed", []))
+    for name in TRIMMED_BELOW:
+        if name not in trimmed:
+            trimmed.append(name)
+            head = _without(head, name, trimmed)
+    return head
+
+
 def parse_head_object(content: bytes) -> tuple[RecordHead, RecordTail]:
     """Return head and tail of a restore object; raise FormatError when it is none that this version reads."""
+    found = _parsed(content)
+    return found.head, found.tail
+
+
+def parse_heads_below(content: bytes) -> list[tuple[RecordHead, RecordTail]]:
+    """Return head and tail of each backup below that of a restore object, as far as the object holds them."""
+    return [(one.head, one.tail) for one in _parsed(content).below]
+
+
+def _parsed(content: bytes) -> HeadObject:
     try:
         found = _decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"the restore object is damaged: {error}") from error
     if found.format != RECORD_FORMAT:
         raise FormatError(f"the restore object has format {found.format}, this version reads {RECORD_FORMAT}")
-    return found.head, found.tail
+    return found
 
 
 def _without(head: RecordHead, name: str, trimmed: Iterable[str]) -> RecordHead:

@@ -60,6 +60,14 @@ class JobRecord:
             reader = RecordReader(read_sealed(cast("BinaryIO", file), name=str(self.path)), name=str(self.path))
             return FileIndex(reader.lines(), name=str(self.path))
 
+    def tail(self) -> RecordTail:
+        """Return its tail, the whole record read and checked; raise FormatError or OSError where that cannot be."""
+        with open(self.path, "rb") as file:
+            reader = RecordReader(read_sealed(cast("BinaryIO", file), name=str(self.path)), name=str(self.path))
+            for _ in reader.lines():
+                pass
+            return reader.tail
+
 
 class ClusterState:
     """
