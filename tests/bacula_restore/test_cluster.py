@@ -77,6 +77,28 @@ def test_a_full_becomes_a_directory_that_pg_ctl_starts(make_daemon: MakeDaemon, 
     started(daemon, answer, directory).assert_is_at(mark)
 
 
+def test_wal_that_is_not_selected_is_said(make_daemon: MakeDaemon) -> None:
+    """Without the last WAL file of the jobs the cluster comes back, and a warning names the job and both ends."""
+    daemon = make_daemon()
+    ledger = Ledger(daemon.cluster)
+    daemon.backup()
+    ledger.transfer(20)
+    daemon.backup("I")
+    ledger.transfer(20)
+    daemon.backup("I")
+    whole = daemon.restoring()
+    answer = daemon.restore(where=f"{daemon.directory}/whole")
+    assert (answer.error, answer.job.said("warning")) == ("", [])
+    last = max(file.name for file in whole.files if "/pitr/wal/" in file.name)
+    answer = daemon.restore(whole.without(last), where=f"{daemon.directory}/out")
+    [warning] = answer.job.said("warning")
+    assert answer.error == ""
+    assert warning.partition("-I is not selected")[2] == (
+        ", or the catalog has lost its names: it goes on to 0/05000000, and what is announced ends at 0/04000000, "
+        "where the recovery may end"
+    )
+
+
 def test_a_chain_reaches_every_moment(make_daemon: MakeDaemon) -> None:
     """The newest files of a Full and a Differential, with the WAL of all jobs, are the cluster at any later moment."""
     daemon = make_daemon()

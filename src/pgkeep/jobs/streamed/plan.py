@@ -150,6 +150,7 @@ def prepare_stream(
         old = promise_old_wal(wal, data_directory, by_age, target, segment_size=size)
     recovery = _plan(by_age, base, target, wal, now=now, standby=standby)
     _check_hole(recovery)
+    _warn_of_absent_wal(recovery, by_age, audit)
     if old is not None:
         audit.say(f"taken {old.words}")
     names = {name for name, _ in [*selection.wal, *wal_beside]} if selection is not None else set()
@@ -233,6 +234,23 @@ def _check_hole(recovery: RecoveryPlan) -> None:
             "is not among them",
             hint="restore that job as well; when it is lost, restore only the jobs before it: before= or jobid=",
         )
+
+
+def _warn_of_absent_wal(recovery: RecoveryPlan, heads: Sequence[RecordHead], audit: AuditFile) -> None:
+    """Say that a job is restored whose WAL is not: who asks for the newest state gets an older one."""
+    if recovery.target.kind is not TargetKind.LATEST:
+        return
+    for head in heads:
+        wal = head.wal
+        # What a standby has of its last segment is not promised as WAL at all.
+        if wal is None or head.from_standby or wal.timeline != recovery.history.timeline:
+            continue
+        if Lsn.parse(wal.stop) > recovery.wal_end:
+            audit.warn(
+                f"the WAL of backup {head.backup_id} is not selected, or the catalog has lost its names: it goes on to "
+                f"{wal.stop}, and what is announced ends at {recovery.wal_end}, where the recovery may end"
+            )
+            return
 
 
 def _plan(
