@@ -126,15 +126,11 @@ def test_a_job_after_a_virtual_full(level: str, make_scene: MakeScene) -> None:
     scene.assert_restored(where, mark)
 
 
-@pytest.mark.parametrize("mode", ["pitr", "pitr_block"])
-@pytest.mark.parametrize("accurate", [True, False], ids=["accurate", "not-accurate"])
-def test_a_virtual_full_of_a_virtual_full(mode: str, accurate: bool, make_scene: MakeScene) -> None:
-    """Each is made of the one before and an Incremental; with the newest of those, nothing else, the rows are back."""
-    scene = make_scene(settings=SUMMARIZING)
+def _assert_it_comes_back_from_virtual_fulls(scene: Scene, *lines: str, accurate: bool) -> None:
+    """Make one VirtualFull of the other and an Incremental, keep nothing but the newest of each, and restore."""
     kept = ["Backups To Keep = 1", "Delete Consolidated Jobs = yes"]
-    job = scene.job("job", scene.line(mode, "start_fast=yes"), accurate=accurate, more=kept)
-    levels = ["Full", "Incremental", "Incremental", "VirtualFull", *["Incremental", "VirtualFull"] * 2]
-    for level in levels:
+    job = scene.job("job", *lines, accurate=accurate, more=kept)
+    for level in ["Full", "Incremental", "Incremental", "VirtualFull", *["Incremental", "VirtualFull"] * 2]:
         scene.transfer()
         scene.cluster.sql(f"CREATE TABLE made_{scene.director.last_job_id()} (n int PRIMARY KEY)")
         if level == "Incremental":
@@ -145,6 +141,21 @@ def test_a_virtual_full_of_a_virtual_full(mode: str, accurate: bool, make_scene:
     where = scene.directory / "out"
     scene.director.restore(job, where).must()
     scene.assert_restored(where, mark)
+
+
+@pytest.mark.parametrize("mode", ["pitr", "pitr_block"])
+@pytest.mark.parametrize("accurate", [True, False], ids=["accurate", "not-accurate"])
+def test_a_virtual_full_of_a_virtual_full(mode: str, accurate: bool, make_scene: MakeScene) -> None:
+    """What Bacula loses of the first VirtualFull's restore objects stands in those of the Incrementals."""
+    scene = make_scene(settings=SUMMARIZING)
+    _assert_it_comes_back_from_virtual_fulls(scene, scene.line(mode, "start_fast=yes"), accurate=accurate)
+
+
+def test_virtual_fulls_with_wal_of_another_line(make_scene: MakeScene) -> None:
+    """The line of mode cdp knows the base backup, too, whose restore object was lost, and gives its WAL to it."""
+    scene = make_scene(settings={"max_slot_wal_keep_size": "512MB"})
+    lines = scene.line("pitr", "switch_wal=no"), scene.line("cdp", f"spool_dir={scene.directory / 'none'}")
+    _assert_it_comes_back_from_virtual_fulls(scene, *lines, accurate=True)
 
 
 def test_jobs_that_share_a_volume(make_scene: MakeScene) -> None:

@@ -36,6 +36,7 @@ class Announced:
         self.beside: Selection | None = None
         self.has_base = False
         self._below: dict[str, tuple[RecordHead, RecordTail]] = {}
+        self._others_below: dict[str, RecordHead] = {}
 
     def leave_only(self, root: str) -> None:
         """Forget the heads of backups that lie elsewhere than beneath *root*."""
@@ -64,6 +65,7 @@ class Announced:
             # What another line cannot read, that line says.
             with contextlib.suppress(FormatError):
                 self.others.append(parse_head_object(bytes(content))[0])
+                self._others_below.update({head.backup_id: head for head, _ in parse_heads_below(bytes(content))})
 
     def take_expected(self, *, root: str, prefix: str) -> None:
         """
@@ -101,3 +103,7 @@ class Announced:
             head, tail = self._below[backup_id]
             if head.details.get("root") == root:
                 self.heads.append((head, tail))
+        if self.has_base:
+            # Whether it is that base which comes, its own line judges.
+            named = {head.backup_id for head in self.others}
+            self.others += [self._others_below[one] for one in sorted(self._others_below.keys() - named)]
