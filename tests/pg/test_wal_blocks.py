@@ -12,8 +12,9 @@ import pytest
 
 from pgkeep.pg.data_directory import Fork
 from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.wal import WalSegment
+from pgkeep.pg.wal import WalSegment, parse_wal_header
 from pgkeep.pg.wal_blocks import BlockReference, BlockSearch
+from pgkeep.pg.wal_walk import Walk, walk_wal
 from tests.lab.cluster import Cluster, MakeCluster
 from tests.lab.server_user import server_user
 from tests.pg.made_records import MIB, Made, WalWriter, heap, pieces_of, switch
@@ -30,12 +31,32 @@ def block_header(number: int, flags: int, block: int, *, relation: int = 0, imag
     return bytes([number, flags]) + struct.pack("<H", 0) + image + place + struct.pack("<I", block)
 
 
-def found(segments: Segments, wanted: Iterable[BlockReference], piece_bytes: int = MIB) -> set[BlockReference]:
+def first_record(segment: WalSegment, content: bytes) -> Lsn:
+    """Return where the first record begins in a segment, which may go on with one of the segment before."""
+    walk = Walk(
+        lsn=segment.start_lsn,
+        segment_bytes=segment.size,
+        page_bytes=PAGE,
+        magic=parse_wal_header(content[:40]).magic,
+        timeline=segment.timeline,
+    )
+    walk_wal(content, walk)
+    return Lsn(segment.start_lsn + walk.first)
+
+
+def found(
+    segments: Segments,
+    wanted: Iterable[BlockReference],
+    piece_bytes: int = MIB,
+    *,
+    start: Lsn | None = None,
+    stop: Lsn | None = None,
+) -> set[BlockReference]:
     """Return which of *wanted* the WAL writes anew."""
     wanted = set(wanted)
-    search = BlockSearch(wanted)
-    for _, content in segments:
-        search.enter()
+    search = BlockSearch(wanted, start=start or first_record(*segments[0]), stop=stop or segments[-1][0].end_lsn)
+    for segment, content in segments:
+        search.enter(segment.start_lsn)
         for piece in pieces_of(content, piece_bytes):
             search.feed(piece)
     return wanted - search.left
@@ -182,3 +203,60 @@ def test_records_in_pieces() -> None:
     for piece_bytes in (PAGE, 3 * PAGE, MIB):
         anew = found(segments, wanted, piece_bytes)
         assert {(reference.relation, reference.block) for reference in anew} == expected
+
+
+def one_block(block: int) -> Made:
+    """Return a record that makes *block* of relation 20000 from nothing."""
+    return Made(10, 0, b"main", before=block_header(0, 0x40, block, relation=20000))
+
+
+@pytest.mark.parametrize("piece_bytes", [PAGE, 3 * PAGE, MIB])
+def test_only_what_replay_applies_in_any_case(piece_bytes: int) -> None:
+    """A record before the start, in the same segment and on the same page, proves nothing, nor does one at the stop."""
+    writer = WalWriter()
+    starts: list[Lsn] = []
+    for block in range(6):
+        # On pages of their own, the last two on one page.
+        writer.write(heap(9000 if block < 4 else 30))
+        starts.append(writer.write(one_block(block)))
+    writer.write(heap(MIB))
+    starts.append(writer.write(one_block(6)))
+    segments = writer.segments()
+    wanted = {BlockReference(1663, 5, 20000, Fork.MAIN, block) for block in range(7)}
+    for first, start in enumerate(starts):
+        for last, stop in enumerate(starts[first + 1 :], first):
+            anew = found(segments, wanted, piece_bytes, start=start, stop=stop)
+            assert {reference.block for reference in anew} == set(range(first, last + 1))
+    whole = found(segments, wanted, piece_bytes)
+    assert {reference.block for reference in whole} == set(range(7))
+
+
+@pytest.mark.parametrize("piece_bytes", [PAGE, 3 * PAGE, MIB])
+@pytest.mark.parametrize("damage", ["crc", "length", "zeros", "page", "header"])
+def test_wal_that_ends_proves_nothing_more(piece_bytes: int, damage: str) -> None:
+    """Where replay would end, what follows is not asked, in the next segment neither."""
+    writer = WalWriter()
+    writer.write(one_block(1))
+    at = writer.write(one_block(2))
+    writer.write(heap(9000))
+    writer.write(one_block(3))
+    writer.write(switch())
+    writer.write(one_block(4))
+    segments = writer.segments()
+    wanted = {BlockReference(1663, 5, 20000, Fork.MAIN, block) for block in range(6)}
+    assert {reference.block for reference in found(segments, wanted, piece_bytes)} == {1, 2, 3, 4}
+    content = bytearray(segments[0][1])
+    offset = int(at) - int(segments[0][0].start_lsn)
+    if damage == "crc":
+        content[offset + 24 + 4 + 12] ^= 1
+    elif damage == "length":
+        content[offset : offset + 4] = (1 << 31).to_bytes(4, "little")
+    elif damage == "zeros":
+        content[offset : offset + 4] = bytes(4)
+    elif damage == "page":
+        # What a recycled file holds of the segment that it was.
+        content[PAGE + 8 : PAGE + 16] = (int(segments[0][0].start_lsn) - MIB + PAGE).to_bytes(8, "little")
+    else:
+        content[PAGE : PAGE + 24] = bytes(24)
+    anew = found([(segments[0][0], bytes(content)), *segments[1:]], wanted, piece_bytes)
+    assert {reference.block for reference in anew} == ({1, 2} if damage in ("page", "header") else {1})

@@ -8,20 +8,24 @@ The layout is that of ``XLogRecordBlockHeader`` in ``src/include/access/xlogreco
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pgkeep.pg.data_directory import Fork, relation_file
+from pgkeep.pg.lsn import Lsn
 from pgkeep.pg.wal import LONG_HEADER_BYTES, PAGE_MAGIC_BY_MAJOR, parse_wal_header
 from pgkeep.pg.wal_walk import (
-    FIRST_IS_CONTRECORD,
     FIRST_IS_OVERWRITE_CONTRECORD,
     IS_LONG_HEADER,
     PAGE_HEADER,
     RECORD_HEADER,
     SHORT_HEADER_BYTES,
+    XLOG_RMGR,
+    XLOG_SWITCH,
+    has_right_crc,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -36,6 +40,9 @@ _PLACE = re.compile(
     r"pgdata/(?:base/(?P<database>[0-9]+)|global)/(?P<name>[^/]+)"
     r"|(?:tblspc|pgdata/pg_tblspc)/(?P<tablespace>[0-9]+)/PG_[^/]+/(?P<elsewhere>[0-9]+)/(?P<its_name>[^/]+)"
 )
+
+# Where a record's header has them.
+_INFO, _RMGR = 16, 17
 
 # XLR_BLOCK_ID_* and XLR_MAX_BLOCK_ID: what stands before each part of a record.
 _MAX_BLOCK_ID = 32
@@ -88,34 +95,36 @@ class BlockReference(NamedTuple):
 
 class BlockSearch:
     """
-    Looks for blocks in WAL that is read in order, from a segment's beginning on.
+    Looks for blocks in WAL that is read in order: in the records that replay of a base backup applies in any case.
 
-    The WAL is taken for right; where a record is not one, the rest of its segment is passed over. Records that do not
-    name a relation of interest cost a look at their length.
+    Those are the ones from *start* up to *stop*. What lies before *start*, in the same segment, may have been on the
+    page's way to the disk before the backup, so the page had it; what lies behind *stop*, a recovery may never reach.
+    WAL ends where replay would end: at a page that is not the next one, at a wrong CRC of a record that matters, at
+    what is none. Records that do not name a relation of interest cost a look at their length.
 
     Args:
-        wanted: The blocks to look for.
+        wanted: The blocks to look for; one or more.
+        start: Where replay begins: the beginning of a record.
+        stop: Where the backup is consistent: the end of a record.
 
     Attributes:
         left: Those that no record was found to write anew.
     """
 
-    def __init__(self, wanted: Iterable[BlockReference]) -> None:
+    def __init__(self, wanted: Iterable[BlockReference], *, start: Lsn, stop: Lsn) -> None:
         self.left = set(wanted)
+        self._start, self._stop = start, stop
         relations = {_LOCATOR.pack(*reference[:3]) for reference in self.left}
         self._relations = re.compile(b"|".join(re.escape(relation) for relation in sorted(relations)), re.DOTALL)
         # What the pages hold of records that have not been looked at, without page headers; padding included.
         self._stream = bytearray()
-        # Bytes left to pass over of a record that began before the WAL that is read.
-        self._skipped = 0
-        self._is_first_page = True
-        self._is_over = False
-        self._major = self._page_bytes = 0
+        self._is_switched = self._is_at_end = False
+        self._lsn = self._major = self._page_bytes = 0
 
-    def enter(self) -> None:
-        """Say that a segment begins."""
-        self._is_over = False
-        self._major = 0
+    def enter(self, lsn: Lsn) -> None:
+        """Say that the segment that begins at *lsn* is next."""
+        self._is_switched = False
+        self._lsn, self._major = lsn, 0
 
     def feed(self, piece: Buffer) -> None:
         """Take the next bytes of the segment, whole pages; raise FormatError when it does not begin as one."""
@@ -123,43 +132,47 @@ class BlockSearch:
             header = parse_wal_header(bytes(piece[:LONG_HEADER_BYTES]))
             self._major, self._page_bytes = _MAJOR_BY_MAGIC[header.magic], header.block_size
         for start in range(0, len(piece), self._page_bytes):
-            if self._is_over:
+            if self._is_switched or self._is_at_end:
                 return
             self._take_page(memoryview(piece)[start : start + self._page_bytes])
         self._look_at_records()
 
     def _take_page(self, page: memoryview) -> None:
-        _magic, flags, _timeline, _address, remaining = PAGE_HEADER.unpack_from(page)
-        if self._is_first_page and flags & FIRST_IS_CONTRECORD:
-            self._skipped = _aligned(remaining)
-        self._is_first_page = False
+        lsn = self._lsn
+        self._lsn += len(page)
+        if self._lsn <= self._start or lsn >= self._stop:
+            return
+        _magic, flags, _timeline, address, _remaining = PAGE_HEADER.unpack_from(page)
+        if address != lsn:
+            # Never written, or left from what the file was before.
+            self._look_at_records()
+            self._is_at_end = not self._is_switched
+            return
         if flags & FIRST_IS_OVERWRITE_CONTRECORD:
             # The server crashed within a record, and gave it up.
             self._look_at_records()
             self._stream.clear()
-            self._skipped = 0
-        body = page[LONG_HEADER_BYTES if flags & IS_LONG_HEADER else SHORT_HEADER_BYTES :]
-        skipped = min(self._skipped, len(body))
-        self._skipped -= skipped
-        self._stream += body[skipped:]
+        header_bytes = LONG_HEADER_BYTES if flags & IS_LONG_HEADER else SHORT_HEADER_BYTES
+        self._stream += page[max(header_bytes, self._start - lsn) : max(header_bytes, self._stop - lsn)]
 
     def _look_at_records(self) -> None:
         stream, position = self._stream, 0
-        named = self._next_named(0)
-        while len(stream) - position >= RECORD_HEADER.size:
+        named = -1
+        while len(stream) - position >= RECORD_HEADER.size and not (self._is_switched or self._is_at_end):
             total = int.from_bytes(stream[position : position + 4], "little")
-            if total < RECORD_HEADER.size:
-                # Zeros behind a switch, or nothing that replay would take.
-                self._is_over = True
-                position = len(stream)
+            if not RECORD_HEADER.size <= total <= self._stop - self._start:
+                self._is_at_end = True
                 break
             if position + total > len(stream):
                 break
+            if named < position:
+                named = self._next_named(position)
             if named < position + total:
                 self._look_at(bytes(stream[position : position + total]))
-                named = self._next_named(position + total)
+            # Behind it the segment is empty.
+            self._is_switched = stream[position + _INFO] & 0xF0 == XLOG_SWITCH and stream[position + _RMGR] == XLOG_RMGR
             position += _aligned(total)
-        del stream[:position]
+        del stream[: len(stream) if self._is_switched or self._is_at_end else position]
 
     def _next_named(self, position: int) -> int:
         """Return where the next relation of interest is named from *position* on; the stream's end when none is."""
@@ -168,11 +181,12 @@ class BlockSearch:
         return match.start() if match is not None else len(self._stream)
 
     def _look_at(self, record: bytes) -> None:
-        try:
-            self.left.difference_update(_written_anew(record, self._major))
-        except (struct.error, IndexError):
-            # Not as PostgreSQL writes it: it proves nothing.
+        if not has_right_crc(record):
+            self._is_at_end = True
             return
+        # Not as PostgreSQL writes it: it proves nothing.
+        with contextlib.suppress(struct.error, IndexError):
+            self.left.difference_update(_written_anew(record, self._major))
 
 
 def _written_anew(record: bytes, major: int) -> Iterator[BlockReference]:

@@ -36,7 +36,7 @@ FIRST_IS_OVERWRITE_CONTRECORD = 0x0008
 _ALL_FLAGS = 0x000F
 
 XLOG_RMGR, XACT_RMGR, DBASE_RMGR, TBLSPC_RMGR = 0, 1, 4, 5
-_XLOG_SWITCH = 0x40
+XLOG_SWITCH = 0x40
 
 _INFO_OFFSET = 16
 _CRC_OFFSET = 20
@@ -51,7 +51,7 @@ def _kinds(*infos: int) -> int:
 # By resource manager, one bit for each value of the upper half of the info byte (src/include/access/rmgrlist.h).
 INTEREST = (
     # Checkpoints, switch, end of backup, parameter change, restore point, end of recovery.
-    _kinds(0x00, 0x10, _XLOG_SWITCH, 0x50, 0x60, 0x70, 0x90),
+    _kinds(0x00, 0x10, XLOG_SWITCH, 0x50, 0x60, 0x70, 0x90),
     # Commit and abort, each also of a prepared transaction, with and without more information.
     _kinds(0x00, 0x80, 0x20, 0xA0, 0x30, 0xB0, 0x40, 0xC0),
     0,
@@ -177,7 +177,7 @@ def walk_in_python(piece: bytes, walk: Walk) -> list[int]:  # noqa: C901, PLR091
             break
         if is_of_interest:
             found.append(position)
-            if rmgr == XLOG_RMGR and info & 0xF0 == _XLOG_SWITCH:
+            if rmgr == XLOG_RMGR and info & 0xF0 == XLOG_SWITCH:
                 reason = WalkEnd.SWITCHED
         last, previous, position = position, lsn + position, following
     walk.end, walk.reason = position, reason

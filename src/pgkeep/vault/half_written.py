@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 
 from pgkeep.errors import ArchiveError, FormatError, VaultError
 from pgkeep.pg.lsn import Lsn, Timeline
-from pgkeep.pg.wal import PARTIAL_SUFFIX, segments_between
+from pgkeep.pg.timeline import TimelineHistory
+from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment, segments_between
 from pgkeep.pg.wal_blocks import BlockReference, BlockSearch
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.wal_archive import WalArchive
-from pgkeep.vault.wal_holdings import timelines
 
 
 def not_written_anew(
@@ -31,26 +31,30 @@ def not_written_anew(
         head: Of the base backup that holds the pages.
         pages: Without a head.
     """
-    search = BlockSearch(pages)
+    start, stop = Lsn.parse(head.start_lsn), Lsn.parse(head.stop_lsn)
+    search = BlockSearch(pages, start=start, stop=stop)
+    left = frozenset(search.left)
     # WAL that is damaged or missing proves nothing; it has findings of its own.
     with contextlib.suppress(ArchiveError, FormatError, VaultError):
-        for name in _wal_names(archive, head):
-            if not search.left:
-                break
-            search.enter()
+        for segment, name in _wal_files(archive, start, stop, Timeline(head.timeline)):
+            search.enter(segment.start_lsn)
             for piece in archive.read(name):
                 search.feed(piece)
-    return frozenset(search.left)
+            # Only now its digest is known to be right.
+            left = frozenset(search.left)
+            if not left:
+                break
+    return left
 
 
-def _wal_names(archive: WalArchive, head: RecordHead) -> Iterator[str]:
-    """Yield what the archive's files of the WAL from the backup's start to its stop are called, up to the first gap."""
-    start, stop, timeline = Lsn.parse(head.start_lsn), Lsn.parse(head.stop_lsn), Timeline(head.timeline)
-    held = [one for one in timelines(archive) if one <= timeline]
+def _wal_files(archive: WalArchive, start: Lsn, stop: Lsn, timeline: Timeline) -> Iterator[tuple[WalSegment, str]]:
+    """Yield the segments from *start* to *stop* with what the archive calls their files, up to the first gap."""
+    text = archive.history(timeline)
+    history = TimelineHistory.single(timeline) if text is None else TimelineHistory.parse(text, timeline=timeline)
     for segment in segments_between(start, stop, timeline=timeline, size=archive.segment_size):
-        names = [segment.on(one).name for one in sorted(held, reverse=True)]
+        names = [segment.on(one).name for one in history.segment_timelines(segment.number, size=segment.size)]
         # The last one of a standby's backup is not complete.
-        found = next((name for name in (*names, names[0] + PARTIAL_SUFFIX) if archive.has(name)), "") if names else ""
+        found = next((name for name in (*names, names[0] + PARTIAL_SUFFIX) if archive.has(name)), "")
         if not found:
             return
-        yield found
+        yield segment, found
