@@ -173,3 +173,26 @@ def test_chain_with_a_missing_member_is_refused(keeper: Keeper) -> None:
     assert not list(keeper.directory.glob("nowhere*"))
     restored = keeper.restore(f"--backup-id={ids[0]}")
     assert restored.value("SELECT count(*) FROM big") == 30000
+
+
+def test_info_says_what_a_chain_lacks(keeper: Keeper) -> None:
+    """What cannot be restored without the member that is gone opens no window, and the cluster is not called sound."""
+    ids, _ = whole_chain(keeper)
+    backups = keeper.vault / keeper.name / "backups"
+    sound = keeper.info()
+    assert (sound["status"], sound["windows"][0]["base"]) == ("ok", ids[0])
+    assert [held["missing"] for held in sound["backups"]] == ["", "", ""]
+    shutil.move(backups / ids[1], keeper.directory / ids[1])
+    info = keeper.info()
+    [window] = info["windows"]
+    assert (info["status"], window["base"], window["newest_base"]) == ("damaged", ids[0], ids[0])
+    assert [held["missing"] for held in info["backups"]] == ["", ids[1]]
+    shutil.move(keeper.directory / ids[1], backups / ids[1])
+    assert keeper.info() == sound
+
+    shutil.rmtree(backups / ids[0])
+    info = keeper.info()
+    assert (info["status"], info["windows"]) == ("damaged", [])
+    assert [held["missing"] for held in info["backups"]] == [ids[0], ids[0]]
+    text = keeper.must("info").stdout
+    assert f"based on {ids[1]}, MISSING: backup {ids[0]}, which it needs\n" in text

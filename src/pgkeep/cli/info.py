@@ -121,6 +121,8 @@ def _print_backup(backup: BackupInfo) -> None:
         notes.append(f"merged from {', '.join(merged_from)}")
     if backup.is_pinned:
         notes.append("pinned")
+    if backup.missing:
+        notes.append(f"MISSING: backup {backup.missing}, which it needs")
     if head.is_damaged:
         notes.append(f"DAMAGED PAGES: {sum(damaged.count for damaged in head.damaged)}")
     print_line(
@@ -184,6 +186,7 @@ def _backup_document(backup: BackupInfo) -> dict[str, object]:
         "mode": head.mode,
         "level": head.level.word,
         "base": head.base,
+        "missing": backup.missing,
         "merged_from": head.details.get("merged_from", []),
         "references": head.references,
         "begin_time": head.begin_time,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgkeep.errors import BackupUnusable, VaultError
@@ -13,6 +13,7 @@ from pgkeep.spool.state import ReceiverState, read_state, spooled_names
 from pgkeep.streams.record import RecordHead, RecordTail, WalRange
 from pgkeep.vault.cluster_vault import ClusterVault, Unreadable
 from pgkeep.vault.proofs import Proof, newest_proved, read_proofs
+from pgkeep.vault.retention import missing_needs
 from pgkeep.vault.wal_holdings import HeldRange, ranges
 from pgkeep.vault.wal_holes import read_holes
 from pgkeep.vault.wal_view import WalView
@@ -20,11 +21,20 @@ from pgkeep.vault.wal_view import WalView
 
 @dataclass(frozen=True, slots=True)
 class BackupInfo:
-    """One backup: its record's head and tail, and whether it is pinned."""
+    """
+    One backup.
+
+    Attributes:
+        head: Of its record.
+        tail: Of its record.
+        is_pinned: Whether it is kept whatever its age.
+        missing: The backup that it needs and that is not there, or has a record that cannot be read; mostly empty.
+    """
 
     head: RecordHead
     tail: RecordTail
     is_pinned: bool
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +43,9 @@ class ClusterInfo:
     What the vault holds of one cluster.
 
     Attributes:
-        status: ``ok``, ``no backup``, ``damaged`` (a record cannot be read, or the newest backup has bad pages), or
-            ``gap`` (between two windows, or behind the last, WAL is missing).
+        status: ``ok``, ``no backup``, ``damaged`` (a record cannot be read, a backup that another one needs is not
+            there, or the newest backup has bad pages), or ``gap`` (between two windows, or behind the last, WAL is
+            missing).
         backups: Oldest first.
         unreadable: Ids and reasons of backups whose record cannot be read.
         leftovers: What killed jobs left; ``expire`` removes it.
@@ -84,15 +95,17 @@ def cluster_info(cluster: ClusterVault, *, spool: Path, warn: Callable[[str], No
             except BackupUnusable as error:
                 unreadable.append((found.backup_id, error.message))
         heads = [backup.head for backup in backups]
+        missing = missing_needs(heads)
+        backups = [replace(backup, missing=missing.get(backup.head.backup_id, "")) for backup in backups]
         with WalView(cluster.archive) as view:
-            windows = recovery_windows(heads, view)
+            windows = recovery_windows([head for head in heads if head.backup_id not in missing], view)
             recorded = read_holes(cluster.directory)
             holes = find_holes(heads, view, recorded, spooled_names(spool), now=dt.datetime.now(dt.UTC))
         wal = list(ranges(cluster.archive))
         leftovers = cluster.leftovers()
     proofs = read_proofs(cluster.directory, warn=warn)
     status = "ok"
-    if unreadable or (backups and backups[-1].head.is_damaged):
+    if unreadable or missing or (backups and backups[-1].head.is_damaged):
         status = "damaged"
     elif not backups:
         status = "no backup"

@@ -152,6 +152,13 @@ def needs_of(head: RecordHead) -> frozenset[str]:
     return frozenset({head.base, head.files_from, *head.references}) - {"", head.backup_id}
 
 
+def missing_needs(heads: Iterable[RecordHead]) -> dict[str, str]:
+    """Return, for each backup that cannot be used so, the first of those that it needs which is not among *heads*."""
+    by_id = {head.backup_id: head for head in heads}
+    absent = {backup_id: sorted(_closure([backup_id], by_id) - by_id.keys()) for backup_id in by_id}
+    return {backup_id: missing[0] for backup_id, missing in absent.items() if missing}
+
+
 def _kept_by_policy(
     ordered: Sequence[RecordHead], by_id: dict[str, RecordHead], policy: RetentionPolicy, now: dt.datetime
 ) -> dict[str, str]:
