@@ -129,6 +129,32 @@ def test_places_without_a_restore(keeper: Keeper) -> None:
     keeper.cluster.sql("SELECT 1")
 
 
+def test_a_place_that_is_closed_to_who_asks(keeper: Keeper) -> None:
+    """Who may not look into a directory is told so, and as whom to run it; for a tablespace's directory, too."""
+    place = keeper.directory / "tablespace"
+    closed = keeper.directory / "closed"
+    for directory in (place, closed):
+        directory.mkdir()
+        server_user().own(directory)
+    keeper.cluster.sql(f"CREATE TABLESPACE elsewhere LOCATION '{place}'")
+    keeper.backup("full", "local")
+    hint = "hint: run pgkeep as root or as the owner of the directory"
+    closed.chmod(0)
+    try:
+        for data in (closed, closed / "data"):
+            told = [f"error: cannot look for the state of a restore in {data}: Permission denied", hint]
+            for verb in ("finish", "rollback"):
+                assert refused(verb, data) == (8, told)
+            elsewhere = f"--tablespace-map=elsewhere:{keeper.directory}/t"
+            assert keeper.refuse(f"--pgdata-dir={data}", elsewhere) == (8, told)
+        assert keeper.refuse(f"--pgdata-dir={keeper.directory}/d", f"--tablespace-map=elsewhere:{closed}/t") == (
+            8,
+            [f"error: cannot look at restore target {closed}/t: Permission denied", hint],
+        )
+    finally:
+        closed.chmod(0o700)
+
+
 def test_what_is_refused_is_in_the_audit_file(keeper: Keeper) -> None:
     """A restore that phase 1 refuses leaves its reason in log_dir, and nothing anywhere else."""
     keeper.backup("full", "local")

@@ -139,6 +139,7 @@ class Target:
         """
         self._check_paths()
         for directory in self.directories:
+            _check_reach(directory)
             if is_resumed or not directory.is_symlink() or directory.exists():
                 self._check_kind(Path(os.path.realpath(directory)))
             else:
@@ -291,6 +292,19 @@ def spaces(sizes: Mapping[Path, int]) -> list[Space]:
 def is_same_file_system(left: Path, right: Path) -> bool:
     """Tell whether *left* and *right*, which may be absent, take the room of one file system."""
     return os.stat(_existing_ancestor(left)).st_dev == os.stat(_existing_ancestor(right)).st_dev
+
+
+def _check_reach(directory: Path) -> None:
+    """Refuse a directory of which it cannot even be told whether it is there."""
+    try:
+        os.stat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise RestoreRefused(
+            f"cannot look at restore target {directory}: {error.strerror}",
+            hint="run pgkeep as root or as the owner of the directory",
+        ) from error
 
 
 def _check_empty(directory: Path) -> None:

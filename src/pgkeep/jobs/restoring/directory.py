@@ -34,15 +34,15 @@ class RestoreDirectory:
     """Where the restore into one data directory keeps what it knows."""
 
     def __init__(self, data_directory: Path) -> None:
-        """Touch nothing."""
+        """Touch nothing; raise RestoreRefused when it cannot be told where the state would be."""
         # Whoever names the directory by a link means the same restore.
         place = Path(os.path.realpath(data_directory))
         beside = place.with_name(place.name + SUFFIX)
         inside = place / STATE_DIRECTORY
-        # An empty one may be anybody's, and would be renamed with the rest.
-        is_used = inside.is_symlink() or os.path.lexists(inside / STATE_FILE)
-        is_inside = is_used or not os.access(place.parent, os.W_OK | os.X_OK)
-        self.path = inside if not os.path.lexists(beside) and place.is_dir() and is_inside else beside
+        is_inside = not os.path.lexists(beside) and (
+            _is_used(inside) or (place.is_dir() and not os.access(place.parent, os.W_OK | os.X_OK))
+        )
+        self.path = inside if is_inside else beside
         self.is_inside = self.path == inside
         self._data_directory = data_directory
 
@@ -171,3 +171,15 @@ class RestoreRun:
         """Change fields of the state; when this returns they are on disk."""
         self.state = msgspec.structs.replace(self.state, **changes)
         self.directory.write(self.state)
+
+
+def _is_used(inside: Path) -> bool:
+    """Tell whether a restore keeps its state *inside* the data directory."""
+    try:
+        # An empty one may be anybody's, and would be renamed with the rest.
+        return inside.is_symlink() or (inside / STATE_FILE).is_symlink() or (inside / STATE_FILE).exists()
+    except OSError as error:
+        raise RestoreRefused(
+            f"cannot look for the state of a restore in {inside.parent}: {error.strerror}",
+            hint="run pgkeep as root or as the owner of the directory",
+        ) from error
