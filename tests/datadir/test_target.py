@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pgkeep.datadir.owner import Owner, owner_of_restored_files
-from pgkeep.datadir.target import MARKER, Target
+from pgkeep.datadir.target import MARKER, Target, has_mark_of
 from pgkeep.errors import RestoreRefused
 from tests.datadir.trees import VERSION_DIRECTORY, make_data_directory
 from tests.lab.cluster import MakeCluster
@@ -164,8 +164,27 @@ def test_a_leftover_does_not_give_away_a_directory_that_was_not_its_own(tmp_path
     assert raised.value.message == f"tablespace directory is in use: {tmp_path}/original/{VERSION_DIRECTORY} exists"
     assert raised.value.hint == "name another directory in the tablespace map, or allow the restore to overwrite"
     second.check(is_overwritten=True)
-    second.begin()
+    # Whoever overwrites has moved it away by now.
+    with pytest.raises(RestoreRefused) as raised:
+        second.begin()
+    assert raised.value.message == f"tablespace directory is in use: {tmp_path}/original/{VERSION_DIRECTORY} exists"
     assert (tmp_path / f"original/{VERSION_DIRECTORY}/5/1").exists()
+
+
+def test_two_restores_that_were_both_checked_do_not_share_a_tablespace(tmp_path: Path) -> None:
+    """The one that begins first has the directory, and its mark stays there; the other one has none of it."""
+    first = target_at(tmp_path / "one", {16390: tmp_path / "ts"})
+    second = target_at(tmp_path / "two", {16390: tmp_path / "ts"})
+    first.check()
+    second.check()
+    first.begin()
+    with pytest.raises(RestoreRefused) as raised:
+        second.begin()
+    assert raised.value.message == f"tablespace directory is in use: {tmp_path}/ts/{VERSION_DIRECTORY} exists"
+    assert has_mark_of(tmp_path / "ts", tmp_path / "one")
+    assert not has_mark_of(tmp_path / "ts", tmp_path / "two")
+    first.check()
+    first.begin()
 
 
 def test_a_leftover_of_another_restore_is_not_cleared(tmp_path: Path) -> None:

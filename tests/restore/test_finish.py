@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.restore.conftest import MakeKeeper
 from tests.restore.keeper import Keeper, Restored
 from tests.restore.test_files import make_directory
 from tests.restore.unfinished import InPlace, call
+from tests.survive.job import Job
 
 
 def directory_of(restored: Restored) -> Path:
@@ -153,6 +155,32 @@ def test_a_place_that_is_closed_to_who_asks(keeper: Keeper) -> None:
         )
     finally:
         closed.chmod(0o700)
+
+
+def test_two_restores_at_once_do_not_share_a_tablespace(keeper: Keeper) -> None:
+    """The one that comes later is refused though its phase 1 was through, and its rollback leaves the other's files."""
+    place, shared = keeper.directory / "tablespace", keeper.directory / "shared"
+    place.mkdir()
+    server_user().own(place)
+    keeper.cluster.sql(f"CREATE TABLESPACE elsewhere LOCATION '{place}'")
+    keeper.cluster.sql("CREATE TABLE there TABLESPACE elsewhere AS SELECT generate_series(1, 3000) AS n")
+    keeper.backup("full", "local")
+    late, elsewhere = keeper.directory / "late", f"--tablespace-map=elsewhere:{shared}"
+    options = [f"--bin-dir={keeper.cluster.installation.bin_dir}", f"--pgdata-dir={late}", "--no-start", elsewhere]
+    with Job(keeper, "restore", *options, at=("STOP", 1, "os.mkdir", r"/late [0-9]")) as job:
+        job.wait_until_stopped()
+        restored = keeper.restore(elsewhere)
+        outcome = job.go_on()
+    [version_directory] = shared.glob("PG_*")
+    assert (outcome.status, outcome.refusal[0]) == (
+        8,
+        f"error: tablespace directory is in use: {version_directory} exists",
+    )
+    outcome = call("rollback", late)
+    assert outcome.status == 0, outcome.lines
+    assert f"removed what was restored into {version_directory}" not in outcome.lines
+    assert os.listdir(late) == []
+    assert restored.value("SELECT count(*) FROM there") == 3000
 
 
 def test_what_is_refused_is_in_the_audit_file(keeper: Keeper) -> None:

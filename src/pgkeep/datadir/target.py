@@ -9,6 +9,7 @@ directory that the restore was for: a tablespace directory is cleared for that o
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -156,7 +157,12 @@ class Target:
         self._check_space(sizes or {})
 
     def begin(self) -> None:
-        """Make the directories, marked; clear away what a restore that did not end left in them."""
+        """
+        Make the directories, marked; clear away what a restore that did not end left in them.
+
+        Raises:
+            RestoreRefused: Another restore has taken the directory of a tablespace since ``check``.
+        """
         is_leftover = self.is_marked
         for directory in self.directories:
             is_own_leftover = is_leftover and self._is_own_leftover(directory)
@@ -165,7 +171,7 @@ class Target:
             try:
                 # The mark comes first and goes last: a restore that is killed while it clears is found again.
                 if not is_own_leftover:
-                    self._mark(beneath)
+                    self._claim(directory, beneath)
                 if directory == self.data_directory:
                     if is_leftover:
                         beneath.clear(keep=kept_names(directory) | {MARKER})
@@ -221,6 +227,31 @@ class Target:
                 hint="run pgkeep as root or as the owner of the directory",
             )
 
+    def _claim(self, directory: Path, beneath: Beneath) -> None:
+        """Mark *directory*, one restore at a time; that of a tablespace has its part of this version from then on."""
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if directory in self.outside.values():
+                is_others = os.path.lexists(directory / MARKER) and not self._is_own_leftover(directory)
+                # What was wiped is there, and empty.
+                if is_others or _names_in(directory / self.version_directory):
+                    self._check_free(directory)
+                self._mark(beneath)
+                beneath.make_directory(self.version_directory)
+            else:
+                self._mark(beneath)
+        finally:
+            os.close(descriptor)
+
+    def _check_free(self, directory: Path) -> None:
+        version_directory = directory / self.version_directory
+        if os.path.lexists(version_directory):
+            raise RestoreRefused(
+                f"tablespace directory is in use: {version_directory} exists",
+                hint="name another directory in the tablespace map, or allow the restore to overwrite",
+            )
+
     def _mark(self, beneath: Beneath) -> None:
         descriptor = beneath.create_file(MARKER)
         try:
@@ -231,29 +262,18 @@ class Target:
 
     @property
     def _mark_content(self) -> bytes:
-        return os.fsencode(os.path.realpath(self.data_directory)) + b"\n"
+        return _mark_of(self.data_directory)
 
     def _is_own_leftover(self, directory: Path) -> bool:
-        """Tell whether the mark in *directory* is that of a restore into this data directory."""
-        try:
-            descriptor = os.open(directory / MARKER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return False
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(len(self._mark_content) + 1) == self._mark_content
+        return has_mark_of(directory, self.data_directory)
 
     def _check_emptiness(self) -> None:
         is_leftover = self.is_marked
         if not is_leftover:
             _check_empty(self.data_directory)
         for directory in self.outside.values():
-            version_directory = directory / self.version_directory
-            is_cleared = is_leftover and self._is_own_leftover(directory)
-            if os.path.lexists(version_directory) and not is_cleared:
-                raise RestoreRefused(
-                    f"tablespace directory is in use: {version_directory} exists",
-                    hint="name another directory in the tablespace map, or allow the restore to overwrite",
-                )
+            if not (is_leftover and self._is_own_leftover(directory)):
+                self._check_free(directory)
 
     def _check_space(self, sizes: Mapping[Path, int]) -> None:
         for space in spaces(sizes):
@@ -294,6 +314,21 @@ def is_same_file_system(left: Path, right: Path) -> bool:
     return os.stat(_existing_ancestor(left)).st_dev == os.stat(_existing_ancestor(right)).st_dev
 
 
+def has_mark_of(directory: Path, data_directory: Path) -> bool:
+    """Tell whether the mark in *directory* is that of a restore into *data_directory*."""
+    try:
+        descriptor = os.open(directory / MARKER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    content = _mark_of(data_directory)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(len(content) + 1) == content
+
+
+def _mark_of(data_directory: Path) -> bytes:
+    return os.fsencode(os.path.realpath(data_directory)) + b"\n"
+
+
 def _check_reach(directory: Path) -> None:
     """Refuse a directory of which it cannot even be told whether it is there."""
     try:
@@ -323,6 +358,13 @@ def kept_names(directory: Path) -> frozenset[str]:
     """Return which names in *directory* are no part of a cluster, and stay when a restore clears it."""
     own = {name for name in os.listdir(directory) if name.startswith(OLD_CONTENTS)}
     return frozenset({"lost+found", STATE_DIRECTORY, *own})
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
 
 
 def _existing_ancestor(path: Path) -> Path:

@@ -17,7 +17,7 @@ from pgkeep.datadir.postmaster import read_control_file, running_postmaster
 from pgkeep.datadir.service import stop_server
 from pgkeep.datadir.service_search import find_service
 from pgkeep.datadir.staging import remove_staging
-from pgkeep.datadir.target import MARKER, kept_names
+from pgkeep.datadir.target import MARKER, has_mark_of, kept_names
 from pgkeep.datadir.write_errors import write_errors
 from pgkeep.errors import RestoreRefused
 from pgkeep.jobs.finish import known_restore
@@ -60,9 +60,10 @@ def rollback(data_directory: Path, audit: AuditFile, *, is_discarded: bool = Fal
         if not state.is_emptied:
             # Also when an earlier run did: the host may have started its services since.
             _stop(state, audit)
-            run.record(is_given_up=True)
+            if not state.is_given_up:
+                run.record(is_given_up=True, others=_others(state))
             if state.is_cleared:
-                _remove_restored(state, audit)
+                _remove_restored(run.state, audit)
             run.record(is_emptied=True)
         give_back(state)
         take_back_outside(state.outside, restore_id=state.restore_id, say=audit.say)
@@ -153,8 +154,30 @@ def _discarded(state: RestoreState) -> dict[Path, Path]:
 
 def _places(state: RestoreState) -> list[Path]:
     """Return the directories that the restore has laid down."""
-    versions = [place / state.version_directory for place in state.places.values()]
+    own = (place for place in state.places.values() if str(place) not in state.others)
+    versions = [place / state.version_directory for place in own]
     return [state.directory, *versions, *([Path(state.wal_directory)] if state.wal_directory else [])]
+
+
+def _others(state: RestoreState) -> list[str]:
+    """
+    Return the places of tablespaces that this restore never had: another one was quicker.
+
+    Raises:
+        RestoreRefused: What stood there before the restore cannot be put back while the other one's files are there.
+    """
+    # The mark is there until all is laid down; this is asked before anything is removed.
+    if not state.is_cleared or state.phases_done > 1 or (state.directory / CONTROL_FILE).exists():
+        return []
+    others = [place for place in state.places.values() if not has_mark_of(place, state.directory)]
+    for place in others:
+        version_directory = place / state.version_directory
+        if version_directory in _discarded(state) and os.path.lexists(version_directory):
+            raise RestoreRefused(
+                f"{version_directory} does not hold what the restore {state.restore_id} laid down",
+                hint="another restore has taken its place: roll that one back first",
+            )
+    return [str(place) for place in others]
 
 
 def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
@@ -179,4 +202,5 @@ def _remove_restored(state: RestoreState, audit: AuditFile) -> None:
             if path.name == state.version_directory:
                 path.rmdir()
     for place in state.places.values():
-        (place / MARKER).unlink(missing_ok=True)
+        if has_mark_of(place, state.directory):
+            (place / MARKER).unlink()

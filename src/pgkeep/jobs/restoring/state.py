@@ -97,6 +97,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
         end: Where the replay ended; None before that.
         is_lifting: Whether the fence is being lifted: recovery is over, and the server may run as configured.
         is_given_up: Whether a rollback has begun.
+        others: Places of tablespaces that another restore had taken before; known when a rollback has begun.
         is_emptied: Whether it has taken out of the way what was restored.
         is_asked_to_start: Whether this restore was to run phases 4 to 6 by itself.
         asked: What was asked for, by which a second run of the same restore is known.
@@ -160,6 +161,7 @@ class RestoreState(msgspec.Struct, frozen=True, kw_only=True):
     end: StoredEnd | None = None
     is_lifting: bool = False
     is_given_up: bool = False
+    others: list[str] = []
     is_emptied: bool = False
     is_asked_to_start: bool = False
     asked: dict[str, Any] = {}
