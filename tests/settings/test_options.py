@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pgkeep.errors import UsageError
 from pgkeep.settings import VERBS, cli_options, from_flags, resolve
+from pgkeep.settings.options import default_in_words
+from pgkeep.settings.table import BY_NAME
 
 
 def by_flag(verb: str) -> dict[str, str]:
@@ -60,3 +63,17 @@ def test_typed_values_become_assignments(tmp_path: Path, monkeypatch: pytest.Mon
     assert resolved.names("database") == ("a", "b", "c")
     assert resolved.text("vault") == str(tmp_path / "vault")
     assert resolved.text("archive_dir") == "auto"
+
+
+@pytest.mark.parametrize("name", ["target_time", "target_lsn", "target_name", "target_timeline", "pgdata_dir"])
+def test_a_restore_is_not_led_by_an_empty_text(name: str) -> None:
+    """A variable that the shell does not know must not become a restore to the end, or in the live server's place."""
+    with pytest.raises(UsageError) as failure:
+        from_flags({name: ""})
+    assert str(failure.value) == f'{name} must not be empty, found "" on the command line'
+    flag = f"--{name.replace('_', '-')}"
+    assert failure.value.hint.startswith(
+        f"is a variable of the shell not set? Leave {flag} out for the default: {default_in_words(BY_NAME[name])}"
+    )
+    assert from_flags({name: None}) == []
+    assert [one.text for one in from_flags({"post_restore_sql": ""})] == [""]

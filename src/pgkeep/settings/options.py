@@ -26,6 +26,11 @@ _METAVARS = {
 }
 
 
+_NEVER_EMPTY = frozenset(
+    {"target_time", "target_lsn", "target_name", "target_timeline", "backup_id", "pgdata_dir", "output_dir"}
+)
+"""What a restore brings back, and to where: who types an empty text does not mean the default."""
+
 Typed = str | bool | list[str] | tuple[str, ...]
 
 
@@ -63,12 +68,24 @@ def from_flags(values: Mapping[str, Typed | None]) -> list[Assignment]:
     Args:
         values: Canonical name to what was typed: a text, True or False for a switch, texts for a repeatable option;
             None or an empty list when it was not typed. A relative path counts from the working directory.
+
+    Raises:
+        UsageError: What says where to or what up to is empty.
     """
     written = []
     for name, value in values.items():
         if value is None or (isinstance(value, list | tuple) and not value):
             continue
-        written.append(Assignment(name, _text(BY_NAME[name], value), COMMAND_LINE))
+        parameter = BY_NAME[name]
+        text = _text(parameter, value)
+        if not text and name in _NEVER_EMPTY:
+            # It would mean "not set": to the end of the WAL, or into the directory of the live server.
+            raise COMMAND_LINE.error(
+                f'{name} must not be empty, found "" on the command line',
+                hint=f"is a variable of the shell not set? Leave {parameter.cli_flags[0]} out for the default: "
+                f"{default_in_words(parameter)}",
+            )
+        written.append(Assignment(name, text, COMMAND_LINE))
     return written
 
 
