@@ -68,3 +68,18 @@ def test_backup_without_some_tablespaces() -> None:
         plan([lacking], holdings)
     assert refused.value.message == "every base backup on timeline 1 was made without some tablespaces"
     assert refused.value.hint == "to do without them, name one: --backup-id=lacking"
+
+
+def test_a_timeline_whose_history_was_never_archived() -> None:
+    """A server that archives only since after its promotion keeps the file to itself: the hint says what is wanted."""
+    asked = RecoveryTarget(kind=TargetKind.LATEST, timeline="2")
+    with pytest.raises(RestoreRefused) as refused:
+        plan([head("full", stop=2)], Holdings({1: 4, 2: 6}), asked)
+    assert refused.value.message == "timeline 2 is not known: expected one of 1"
+    assert refused.value.hint == (
+        "WAL of it is held, but not 00000002.history, which says where it began: the server that wrote the WAL has it "
+        "in pg_wal; give it to pgkeep archive-push"
+    )
+    with pytest.raises(RestoreRefused) as refused:
+        plan([head("full", stop=2)], Holdings({1: 4}), asked)
+    assert (refused.value.message, refused.value.hint) == ("timeline 2 is not known: expected one of 1", "")

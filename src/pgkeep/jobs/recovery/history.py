@@ -47,7 +47,14 @@ def choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: Wa
         wanted = Timeline(int(target.timeline))
         if wanted not in histories:
             known = ", ".join(str(int(timeline)) for timeline in sorted(histories))
-            raise RestoreRefused(f"timeline {wanted} is not known: expected one of {known}")
+            raise RestoreRefused(
+                f"timeline {wanted} is not known: expected one of {known}",
+                # A server that was told to archive after its promotion does not hand the file over.
+                hint=f"WAL of it is held, but not {wanted.history_file_name}, which says where it began: the server "
+                "that wrote the WAL has it in pg_wal; give it to pgkeep archive-push"
+                if wal.end_of(wanted) is not None
+                else "",
+            )
         return histories[wanted]
     return _liveliest(usable, list(histories.values()), wal)
 
