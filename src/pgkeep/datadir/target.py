@@ -236,7 +236,11 @@ class Target:
                 is_others = os.path.lexists(directory / MARKER) and not self._is_own_leftover(directory)
                 # What was wiped is there, and empty.
                 if is_others or _names_in(directory / self.version_directory):
-                    self._check_free(directory)
+                    self._check_free(
+                        directory,
+                        hint="another restore has taken it meanwhile, or was killed in it: name another directory in "
+                        "the tablespace map, or remove what that one left, and run this one again",
+                    )
                 self._mark(beneath)
                 beneath.make_directory(self.version_directory)
             else:
@@ -244,13 +248,15 @@ class Target:
         finally:
             os.close(descriptor)
 
-    def _check_free(self, directory: Path) -> None:
+    def _check_free(
+        self,
+        directory: Path,
+        *,
+        hint: str = "name another directory in the tablespace map, or allow the restore to overwrite",
+    ) -> None:
         version_directory = directory / self.version_directory
         if os.path.lexists(version_directory):
-            raise RestoreRefused(
-                f"tablespace directory is in use: {version_directory} exists",
-                hint="name another directory in the tablespace map, or allow the restore to overwrite",
-            )
+            raise RestoreRefused(f"tablespace directory is in use: {version_directory} exists", hint=hint)
 
     def _mark(self, beneath: Beneath) -> None:
         descriptor = beneath.create_file(MARKER)
