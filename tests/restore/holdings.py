@@ -70,6 +70,11 @@ class Holdings:
         """Return all histories."""
         return self._histories
 
+    def without_history(self) -> list[Timeline]:
+        """Return the timelines that have an end and no history."""
+        known = {history.timeline for history in self._histories}
+        return [Timeline(timeline) for timeline in sorted(self._ends.keys() - known)]
+
     def end_of(self, timeline: Timeline) -> Lsn | None:
         """Return the end of the timeline."""
         return lsn(self._ends[timeline]) if timeline in self._ends else None

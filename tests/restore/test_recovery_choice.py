@@ -83,3 +83,8 @@ def test_a_timeline_whose_history_was_never_archived() -> None:
     with pytest.raises(RestoreRefused) as refused:
         plan([head("full", stop=2)], Holdings({1: 4}), asked)
     assert (refused.value.message, refused.value.hint) == ("timeline 2 is not known: expected one of 1", "")
+    found = plan([head("full", stop=2)], Holdings({1: 4, 2: 6}))
+    assert found.timeline == 1
+    [note] = found.notes
+    assert note.startswith("WAL of timeline 2 is held, but not 00000002.history: nobody knows where it began, ")
+    assert plan([head("full", stop=2)], Holdings({1: 4})).notes == []

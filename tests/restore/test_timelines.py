@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from pgkeep.pg.lsn import Lsn
 from tests.lab.cluster import Cluster, wait_for
 from tests.lab.ledger import Ledger
+from tests.lab.server_user import server_user
 from tests.restore.conftest import MakeKeeper
-from tests.restore.keeper import Keeper, Restored
+from tests.restore.keeper import Keeper, Restored, environment
 
 
 def adopt(keeper: Keeper, restored: Restored) -> Cluster:
@@ -117,6 +119,44 @@ def test_promoted_standby(make_keeper: MakeKeeper, lab_directory: Path, archive:
         restored.assert_is_at(mark)
         assert restored.report["timeline"] == 3
         restored.stop()
+
+
+def test_wal_of_a_timeline_that_nobody_knows(keeper: Keeper, lab_directory: Path) -> None:
+    """A server that archives only since after its promotion keeps the history to itself: said until it comes."""
+    primary = keeper.cluster
+    ledger = Ledger(primary)
+    keeper.backup("full", "stream")
+    with primary.create_standby(lab_directory / "standby") as standby:
+        standby.start()
+        ledger.transfer(5)
+        keeper.backup("incremental", "stream")
+        standby.wait_for_replay(primary.current_lsn())
+        primary.stop()
+        standby.promote()
+        standby.configure({"archive_mode": "on", "archive_command": keeper.archive_command()})
+        standby.restart()
+        new = Ledger(standby)
+        new.transfer(5)
+        mark = new.mark("late")
+        keeper.wait_until_archived(standby)
+        info = keeper.info()
+        assert (info["status"], info["timelines_without_history"]) == ("gap", [2])
+        assert "wal of timeline 2 CANNOT BE USED: 00000002.history is not held" in keeper.must("info").stdout
+        [finding] = keeper.run("verify", "--json").report["findings"]
+        assert (finding["file"], finding["what"]) == (
+            "wal/00000002",
+            "00000002.history is missing: nobody knows where this WAL began",
+        )
+        assert any(
+            "note: WAL of timeline 2 is held, but not 00000002.history" in line
+            for line in keeper.plan(f"--pgdata-dir={lab_directory}/x")
+        )
+        history = standby.data_directory / "pg_wal/00000002.history"
+        server_user().run(shlex.split(keeper.archive_command().replace("%p", str(history))), env=environment())
+    info = keeper.info()
+    assert (info["status"], info["timelines_without_history"]) == ("ok", [])
+    assert keeper.must("verify", "--json").report["is_clean"]
+    keeper.restore().assert_is_at(mark)
 
 
 def test_cluster_made_anew_at_the_same_path(keeper: Keeper) -> None:

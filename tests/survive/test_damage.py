@@ -129,6 +129,26 @@ def test_a_page_read_half_way_through_its_first_write(make_keeper: MakeKeeper, s
     assert (finding["what"], finding["blocks"]) == ("1 pages have a wrong checksum, the first is block 2", [2])
 
 
+def test_a_backup_that_nobody_may_look_into(keeper: Keeper) -> None:
+    """One backup with other rights is named, and the others are listed and restored all the same."""
+    ids = [keeper.backup("full", "local").report["backup_id"] for _ in range(2)]
+    mark = Ledger(keeper.cluster).mark("end")
+    keeper.backup("incremental", "local")
+    closed = keeper.vault / keeper.name / "backups" / ids[1]
+    closed.chmod(0)
+    try:
+        info = keeper.info()
+        assert (info["status"], [backup["backup_id"] for backup in info["backups"]][0]) == ("damaged", ids[0])
+        [unreadable] = info["unreadable"]
+        assert unreadable["backup_id"] == ids[1]
+        assert unreadable["reason"].endswith("cannot read manifest.json.zst: Permission denied")
+        assert keeper.must("expire", "--keep=1", "--json").report["removed"] == []
+        keeper.restore(f"--backup-id={ids[0]}").assert_is_at(mark)
+    finally:
+        closed.chmod(0o700)
+    assert keeper.info()["status"] == "ok"
+
+
 @pytest.fixture
 def two_fulls(make_keeper: MakeKeeper) -> tuple[Keeper, dict[str, Mark], list[str]]:
     """Two Fulls with archived WAL behind each, the marks ``first``, ``second`` and ``last``, and the Fulls' ids."""

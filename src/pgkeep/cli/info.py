@@ -59,8 +59,7 @@ def _print(info: ClusterInfo) -> None:
         print_line(f"  hole: WAL {hole.start} .. {hole.stop} on timeline {hole.timeline}: {_why(hole)}")
     if info.receiver is not None:
         _print_receiver(info.receiver)
-    for held in info.wal:
-        print_line(f"  wal: {held.first.name} .. {held.last.name} ({held.segments} segments)")
+    _print_wal(info)
     if info.backups:
         print_line("  backups:")
     for backup in info.backups:
@@ -69,6 +68,15 @@ def _print(info: ClusterInfo) -> None:
         print_line(f"    {backup_id}  UNREADABLE: {reason}")
     for backup_id in info.leftovers:
         print_line(f"    {backup_id}  left by a killed job; pgkeep expire removes it")
+
+
+def _print_wal(info: ClusterInfo) -> None:
+    for held in info.wal:
+        print_line(f"  wal: {held.first.name} .. {held.last.name} ({held.segments} segments)")
+    for timeline in info.without_history:
+        name = timeline.history_file_name
+        print_line(f"  wal of timeline {timeline} CANNOT BE USED: {name} is not held")
+        print_line("    the server that wrote it has it in pg_wal: give it to pgkeep archive-push")
 
 
 def _print_window(window: Window) -> None:
@@ -173,6 +181,7 @@ def _document(info: ClusterInfo) -> dict[str, object]:
             {"timeline": int(h.timeline), "first": h.first.name, "last": h.last.name, "segments": h.segments}
             for h in info.wal
         ],
+        "timelines_without_history": [int(timeline) for timeline in info.without_history],
         "backups": [_backup_document(backup) for backup in info.backups],
         "unreadable": [{"backup_id": backup_id, "reason": reason} for backup_id, reason in info.unreadable],
         "leftovers": info.leftovers,

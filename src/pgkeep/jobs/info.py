@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pgkeep.errors import BackupUnusable, VaultError
 from pgkeep.jobs.recovery.windows import Hole, Window, find_holes, recovery_windows
+from pgkeep.pg.lsn import Timeline
 from pgkeep.spool.state import ReceiverState, read_state, spooled_names
 from pgkeep.streams.record import RecordHead, RecordTail, WalRange
 from pgkeep.vault.cluster_vault import ClusterVault, Unreadable
@@ -45,11 +46,12 @@ class ClusterInfo:
     Attributes:
         status: ``ok``, ``no backup``, ``damaged`` (a record cannot be read, a backup that another one needs is not
             there, or the newest backup has bad pages), or ``gap`` (between two windows, or behind the last, WAL is
-            missing).
+            missing or cannot be used).
         backups: Oldest first.
         unreadable: Ids and reasons of backups whose record cannot be read.
         leftovers: What killed jobs left; ``expire`` removes it.
         wal: Complete segments, by timeline and oldest first.
+        without_history: Timelines of which WAL is held that nobody can use: where they began is not known.
         windows: Oldest first; more than one where WAL is missing between them.
         gaps: WAL that backups reported as gone.
         holes: WAL that is missing behind the oldest base backup, and why.
@@ -66,6 +68,7 @@ class ClusterInfo:
     unreadable: list[tuple[str, str]]
     leftovers: list[str]
     wal: list[HeldRange]
+    without_history: list[Timeline]
     windows: list[Window]
     gaps: list[WalRange]
     holes: list[Hole]
@@ -100,6 +103,8 @@ def cluster_info(cluster: ClusterVault, *, spool: Path, warn: Callable[[str], No
         with WalView(cluster.archive) as view:
             windows = recovery_windows([head for head in heads if head.backup_id not in missing], view)
             recorded = read_holes(cluster.directory)
+            recorded_histories = {head.timeline for head in heads if head.history}
+            lost = [timeline for timeline in view.without_history() if timeline not in recorded_histories]
             holes = find_holes(heads, view, recorded, spooled_names(spool), now=dt.datetime.now(dt.UTC))
         wal = list(ranges(cluster.archive))
         leftovers = cluster.leftovers()
@@ -109,7 +114,7 @@ def cluster_info(cluster: ClusterVault, *, spool: Path, warn: Callable[[str], No
         status = "damaged"
     elif not backups:
         status = "no backup"
-    elif len(windows) > 1 or any(hole.kind != "delayed" for hole in holes):
+    elif len(windows) > 1 or lost or any(hole.kind != "delayed" for hole in holes):
         status = "gap"
     return ClusterInfo(
         name=cluster.name,
@@ -120,6 +125,7 @@ def cluster_info(cluster: ClusterVault, *, spool: Path, warn: Callable[[str], No
         unreadable=unreadable,
         leftovers=leftovers,
         wal=wal,
+        without_history=lost,
         windows=windows,
         gaps=[gap for backup in backups for gap in backup.head.wal_gaps],
         holes=holes,

@@ -198,6 +198,9 @@ class ClusterVault:
         found = []
         for backup_id in self.backup_ids():
             directory = self.backup_directory(backup_id)
+            # What nobody may look into, scan_backups calls unreadable.
+            if not os.access(directory, os.X_OK):
+                continue
             # The lock first: a job that commits between the two looks then has its record at the second.
             if not is_locked(directory / WRITING_FILE) and not (directory / MANIFEST_FILE).exists():
                 found.append(backup_id)

@@ -21,7 +21,14 @@ from pgkeep.vault.retention import needs_of
 from pgkeep.vault.stored_backup import StoredBackup
 from pgkeep.vault.verify_members import NotedItem, PageVerification, VolumeCheck
 from pgkeep.vault.verify_report import Finding, VerifyReport
-from pgkeep.vault.verify_wal import all_wal, carried_wal, find_holes, find_missing_wal, verify_wal_files
+from pgkeep.vault.verify_wal import (
+    all_wal,
+    carried_wal,
+    find_holes,
+    find_missing_histories,
+    find_missing_wal,
+    verify_wal_files,
+)
 
 Progress = Callable[[str, int], None]
 """Called with a backup id (or ``wal``) and the bytes of content that are being verified since the last call."""
@@ -80,6 +87,7 @@ def verify(
         find_missing_wal(archive, heads, report=report)
         if not backup_ids:
             find_holes(cluster, heads, report=report)
+            find_missing_histories(archive, heads, report=report)
     return report
 
 

@@ -15,7 +15,7 @@ from pgkeep.streams.record import RecordHead
 from pgkeep.vault.cluster_vault import ClusterVault
 from pgkeep.vault.verify_report import Finding, VerifyReport
 from pgkeep.vault.wal_archive import WalArchive
-from pgkeep.vault.wal_holdings import HeldRange, files, missing, ranges, timelines
+from pgkeep.vault.wal_holdings import HeldRange, files, missing, ranges, timelines, without_history
 
 _BATCH = 256
 
@@ -80,6 +80,15 @@ def find_holes(cluster: ClusterVault, heads: Sequence[RecordHead], *, report: Ve
             found.setdefault(finding.what, finding)
     for finding in found.values():
         report.find(finding)
+
+
+def find_missing_histories(archive: WalArchive, heads: Iterable[RecordHead], *, report: VerifyReport) -> None:
+    """Look for timelines whose WAL cannot be replayed, since neither archive nor record says where they began."""
+    recorded = {Timeline(head.timeline) for head in heads if head.history}
+    for timeline in without_history(archive):
+        if timeline not in recorded:
+            what = f"{timeline.history_file_name} is missing: nobody knows where this WAL began"
+            report.find(Finding("", f"wal/{timeline.hex}", "", what))
 
 
 def _histories(archive: WalArchive, bases: Sequence[RecordHead]) -> Iterator[TimelineHistory]:

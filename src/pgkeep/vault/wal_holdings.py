@@ -67,6 +67,17 @@ def timelines(archive: WalArchive) -> list[Timeline]:
         return [Timeline.parse_hex(name) for name in _subdirectories(root, ".", 8)]
 
 
+def without_history(archive: WalArchive) -> list[Timeline]:
+    """Return the timelines of which WAL is held but no history: nobody knows where they began."""
+    return [
+        timeline
+        for timeline in timelines(archive)
+        if timeline > 1
+        and not archive.has(timeline.history_file_name)
+        and (any(ranges(archive, timeline)) or any(partial_segments(archive, timeline)))
+    ]
+
+
 def ranges(archive: WalArchive, timeline: Timeline | None = None) -> Iterator[HeldRange]:
     """Yield what is held, by timeline and oldest first; two ranges of one timeline have a hole between them."""
     for held_timeline in timelines(archive) if timeline is None else [timeline]:

@@ -13,7 +13,7 @@ from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment
 from pgkeep.pg.wal_record import MAX_RESTORE_POINT_BYTES
 from pgkeep.vault.wal_archive import WalArchive
-from pgkeep.vault.wal_holdings import held_through, partial_segments, ranges, timelines
+from pgkeep.vault.wal_holdings import held_through, partial_segments, ranges, timelines, without_history
 from pgkeep.vault.wal_index import WalIndex
 from pgkeep.vault.wal_times import WalTimes
 
@@ -94,6 +94,10 @@ class WalView:
             elif timeline == 1:
                 found.append(TimelineHistory.single(timeline))
         return found
+
+    def without_history(self) -> list[Timeline]:
+        """Return the timelines of which WAL is held but no history."""
+        return without_history(self._archive)
 
     def end_of(self, timeline: Timeline) -> Lsn | None:
         """Return the end of the newest WAL of *timeline*, holes or not; None when there is none."""

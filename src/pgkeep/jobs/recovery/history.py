@@ -24,6 +24,10 @@ class WalHoldings(Protocol):
         """Return the history of every timeline known, timeline 1 included when it has WAL."""
         ...
 
+    def without_history(self) -> Sequence[Timeline]:
+        """Return the timelines of which WAL is held but no history, so that nobody knows where they began."""
+        ...
+
     def end_of(self, timeline: Timeline) -> Lsn | None:
         """Return the end of the newest segment of *timeline*, holes or not; None when there is none."""
         ...

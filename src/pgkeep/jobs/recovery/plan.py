@@ -128,6 +128,13 @@ def plan_recovery(
             f"timeline {history.timeline} was written after the newest backup {newest.backup_id}, which is on timeline "
             f"{newest.timeline}: --target-timeline={newest.timeline} leads there"
         )
+    known = {one.timeline for one in known_histories(usable, wal)}
+    for timeline in sorted(set(wal.without_history()) - known):
+        plan.notes.append(
+            f"WAL of timeline {timeline} is held, but not {timeline.history_file_name}: nobody knows where it began, "
+            "and nothing of it is replayed; the server that wrote it has that file in pg_wal: give it to pgkeep "
+            "archive-push"
+        )
     return plan
 
 
