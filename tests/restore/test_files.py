@@ -132,6 +132,10 @@ def test_copy_beside_the_original_needs_a_map(make_keeper: MakeKeeper, lab_direc
         2,
         ['error: the backup has no tablespace "quick": it has fast'],
     )
+    assert keeper.refuse(f"--pgdata-dir={lab_directory}/copy", f"--tablespace-map=fast:/srv/a,{oid}:/srv/b") == (
+        2,
+        [f"error: two places for tablespace {oid}: /srv/a and /srv/b", "hint: name it once, by OID or by name"],
+    )
 
 
 def test_tablespace_made_after_the_base(make_keeper: MakeKeeper, lab_directory: Path) -> None:

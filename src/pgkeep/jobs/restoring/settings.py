@@ -74,13 +74,16 @@ def zone_named(name: str) -> ZoneInfo | None:
 def tablespace_places(mapping: dict[str, str], base: RecordHead) -> dict[int, Path]:
     """Return the new places of tablespaces, given by OID or name, by OID."""
     oids = {tablespace.name: tablespace.oid for tablespace in base.tablespaces if tablespace.name}
-    places = {}
+    places: dict[int, Path] = {}
     for key, path in mapping.items():
         oid = int(key) if key.isdigit() else oids.get(key)
         if oid is None:
             known = ", ".join(sorted(oids)) or "none"
             raise UsageError(f'the backup has no tablespace "{key}": it has {known}')
-        places[oid] = Path(path)
+        if places.setdefault(oid, Path(path)) != Path(path):
+            raise UsageError(
+                f"two places for tablespace {oid}: {places[oid]} and {path}", hint="name it once, by OID or by name"
+            )
     return places
 
 
