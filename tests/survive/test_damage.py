@@ -138,7 +138,7 @@ def test_a_backup_that_nobody_may_look_into(keeper: Keeper) -> None:
     closed.chmod(0)
     try:
         info = keeper.info()
-        assert (info["status"], [backup["backup_id"] for backup in info["backups"]][0]) == ("damaged", ids[0])
+        assert (info["status"], info["backups"][0]["backup_id"]) == ("damaged", ids[0])
         [unreadable] = info["unreadable"]
         assert unreadable["backup_id"] == ids[1]
         assert unreadable["reason"].endswith("cannot read manifest.json.zst: Permission denied")

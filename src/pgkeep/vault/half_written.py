@@ -19,6 +19,9 @@ from pgkeep.pg.wal_blocks import BlockReference, BlockSearch
 from pgkeep.streams.record import RecordHead
 from pgkeep.vault.wal_archive import WalArchive
 
+MAX_HEADLESS = 10_000
+"""Pages without a head that are judged by WAL; in a sound backup there are a few, and more of them are damage."""
+
 
 def not_written_anew(
     archive: WalArchive, head: RecordHead, pages: Iterable[BlockReference]

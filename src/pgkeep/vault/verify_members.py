@@ -17,7 +17,7 @@ from pgkeep.streams.extents import HasHeader
 from pgkeep.streams.item import Buffer, ItemHeader
 from pgkeep.streams.record import DamagedPages, FileEntry, RecordHead, VolumeEntry
 from pgkeep.streams.thread_memory import ThreadMemory
-from pgkeep.vault.half_written import not_written_anew
+from pgkeep.vault.half_written import MAX_HEADLESS, not_written_anew
 from pgkeep.vault.layout import volume_name
 from pgkeep.vault.stored_backup import StoredItem
 from pgkeep.vault.verify_report import Finding, VerifyReport
@@ -26,9 +26,6 @@ from pgkeep.vault.wal_archive import WalArchive
 
 _IN_DATA_DIRECTORY = re.compile(r"/(?:pitr|pitr_block/[^/]+)/(?P<inside>(?:pgdata|tblspc/[^/]+)/(?P<below>.+))")
 """A file of a base backup; increments have names of their own, and no pages at fixed places."""
-
-_MAX_HEADLESS = 10_000
-"""Pages without a head that are judged by WAL; in a sound backup there are a few, and more of them are damage."""
 
 
 class VolumeCheck:
@@ -172,7 +169,7 @@ class PageVerification:
     def _note_headless(self, page: BlockReference | None, volume: str, path: str) -> bool:
         """Keep *page* to be judged later; tell whether that can be done."""
         with self._lock:
-            if page is None or len(self._headless) >= _MAX_HEADLESS:
+            if page is None or len(self._headless) >= MAX_HEADLESS:
                 return False
             self._headless[page] = volume, path
         return True

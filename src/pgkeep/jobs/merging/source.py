@@ -43,7 +43,7 @@ from pgkeep.streams.item import CHUNK_BYTES, Buffer, BytesItem, Item, ItemHeader
 from pgkeep.streams.record import FileEntry, Level, RecordHead, WalRange
 from pgkeep.streams.rolled_file import OrderedContent, RolledFile
 from pgkeep.vault.file_index import FileIndex
-from pgkeep.vault.half_written import not_written_anew
+from pgkeep.vault.half_written import MAX_HEADLESS, not_written_anew
 from pgkeep.vault.stored_backup import StoredBackup
 from pgkeep.vault.stored_chain import StoredChain
 from pgkeep.vault.wal_archive import WalArchive
@@ -249,7 +249,8 @@ class MergedSource:
         self._suspect_pages += verdict.after_start
         damaged = set(verdict.bad)
         for block in verdict.headless:
-            if (page := BlockReference.at(inside, block)) is not None:
+            page = BlockReference.at(inside, block)
+            if page is not None and len(self._headless) < MAX_HEADLESS:
                 self._headless[page] = inside
                 damaged.remove(block)
         if damaged:
