@@ -22,9 +22,10 @@ SETTINGS = {
 """So that the server leaves the file alone until the next checkpoint."""
 
 
-def half_written(cluster: Cluster, table: str, *, block: int) -> Path:
+def half_written(cluster: Cluster, table: str, *, block: int, fork: str = "") -> Path:
     """Take the first half of a page of *table* away from the disk, not from the server's memory; return the file."""
-    path = cluster.data_directory / str(cluster.value(f"SELECT pg_relation_filepath('{table}')"))
+    inside = cluster.value(f"SELECT pg_relation_filepath('{table}')")
+    path = cluster.data_directory / f"{inside}{fork}"
     # Whoever reads a row first may mark it, and the page is written once more.
     assert cluster.value(f"SELECT count(*) FROM {table}")
     cluster.sql("CHECKPOINT")

@@ -129,6 +129,24 @@ def test_a_page_read_half_way_through_its_first_write(make_keeper: MakeKeeper, s
     assert (finding["what"], finding["blocks"]) == ("1 pages have a wrong checksum, the first is block 2", [2])
 
 
+def test_half_a_page_of_a_free_space_map_is_no_damage(keeper: Keeper) -> None:
+    """The server takes such a page for an empty one, and need not have WAL of it."""
+    cluster = keeper.cluster
+    make_table(cluster, "item")
+    cluster.sql("DELETE FROM item WHERE n % 2 = 0")
+    cluster.sql("VACUUM (FREEZE) item")
+    path = half_written(cluster, "item", block=0, fork="_fsm")
+    keeper.backup("full", "stream")
+    assert is_half_written(path, block=0)
+    report = keeper.must("verify", "--json").report
+    assert (report["is_clean"], report["pages_after_start"]) == (True, 1)
+    restored = keeper.restore()
+    assert restored.digests() == digest_all(cluster)["postgres"]
+    with restored.connect() as connection:
+        connection.execute("INSERT INTO item SELECT n, 'new' FROM generate_series(1, 1000) AS n")
+    assert restored.value("SELECT count(*) FROM item") == 1200
+
+
 def test_a_backup_that_nobody_may_look_into(keeper: Keeper) -> None:
     """One backup with other rights is named, and the others are listed and restored all the same."""
     ids = [keeper.backup("full", "local").report["backup_id"] for _ in range(2)]

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from pgkeep.errors import ArchiveError, FormatError, VaultError
+from pgkeep.pg.data_directory import Fork
 from pgkeep.pg.lsn import Lsn, Timeline
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.pg.wal import PARTIAL_SUFFIX, WalSegment, segments_between
@@ -34,9 +35,13 @@ def not_written_anew(
         head: Of the base backup that holds the pages.
         pages: Without a head.
     """
+    # A standby writes no WAL of its free space maps, and the server takes a damaged page of one for an empty one
+    # (fsm_readbuf in src/backend/storage/freespace/freespace.c).
+    left = frozenset(page for page in pages if page.fork is not Fork.FREE_SPACE_MAP)
+    if not left:
+        return left
     start, stop = Lsn.parse(head.start_lsn), Lsn.parse(head.stop_lsn)
-    search = BlockSearch(pages, start=start, stop=stop)
-    left = frozenset(search.left)
+    search = BlockSearch(left, start=start, stop=stop)
     # WAL that is damaged or missing proves nothing; it has findings of its own.
     with contextlib.suppress(ArchiveError, FormatError, VaultError):
         for segment, name in _wal_files(archive, start, stop, Timeline(head.timeline)):
