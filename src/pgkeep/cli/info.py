@@ -13,6 +13,7 @@ from pgkeep.errors import UsageError
 from pgkeep.jobs.amount import size_text
 from pgkeep.jobs.info import BackupInfo, ClusterInfo, cluster_info
 from pgkeep.jobs.metrics import metrics_text, write_metrics
+from pgkeep.jobs.recovery.history import HISTORY_ADVICE
 from pgkeep.jobs.recovery.windows import Hole, Window
 from pgkeep.spool.state import ReceiverState
 
@@ -76,7 +77,7 @@ def _print_wal(info: ClusterInfo) -> None:
     for timeline in info.without_history:
         name = timeline.history_file_name
         print_line(f"  wal of timeline {timeline} CANNOT BE USED: {name} is not held")
-        print_line("    the server that wrote it has it in pg_wal: give it to pgkeep archive-push")
+        print_line(f"    {HISTORY_ADVICE}")
 
 
 def _print_window(window: Window) -> None:

@@ -15,7 +15,7 @@ from pgkeep.streams.record import RecordHead, RecordTail, WalRange
 from pgkeep.vault.cluster_vault import ClusterVault, Unreadable
 from pgkeep.vault.proofs import Proof, newest_proved, read_proofs
 from pgkeep.vault.retention import missing_needs
-from pgkeep.vault.wal_holdings import HeldRange, ranges
+from pgkeep.vault.wal_holdings import HeldRange, ranges, without_history
 from pgkeep.vault.wal_holes import read_holes
 from pgkeep.vault.wal_view import WalView
 
@@ -103,10 +103,9 @@ def cluster_info(cluster: ClusterVault, *, spool: Path, warn: Callable[[str], No
         with WalView(cluster.archive) as view:
             windows = recovery_windows([head for head in heads if head.backup_id not in missing], view)
             recorded = read_holes(cluster.directory)
-            recorded_histories = {head.timeline for head in heads if head.history}
-            lost = [timeline for timeline in view.without_history() if timeline not in recorded_histories]
             holes = find_holes(heads, view, recorded, spooled_names(spool), now=dt.datetime.now(dt.UTC))
         wal = list(ranges(cluster.archive))
+        lost = without_history(cluster.archive, heads)
         leftovers = cluster.leftovers()
     proofs = read_proofs(cluster.directory, warn=warn)
     status = "ok"

@@ -29,6 +29,7 @@ LONG_HEADER_BYTES = _LONG_HEADER.size
 
 # XLOG_PAGE_MAGIC per major, src/include/access/xlog_internal.h of each branch.
 PAGE_MAGIC_BY_MAJOR = {12: 0xD101, 13: 0xD106, 14: 0xD10D, 15: 0xD110, 16: 0xD113, 17: 0xD116, 18: 0xD118}
+MAJOR_BY_PAGE_MAGIC = {magic: major for major, magic in PAGE_MAGIC_BY_MAJOR.items()}
 
 
 def check_segment_size(size: int) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pgkeep.pg.data_directory import Fork, relation_file
 from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.wal import LONG_HEADER_BYTES, PAGE_MAGIC_BY_MAJOR, parse_wal_header
+from pgkeep.pg.wal import LONG_HEADER_BYTES, MAJOR_BY_PAGE_MAGIC, parse_wal_header
 from pgkeep.pg.wal_walk import (
     FIRST_IS_OVERWRITE_CONTRECORD,
     IS_LONG_HEADER,
@@ -30,7 +30,6 @@ from pgkeep.pg.wal_walk import (
 
 Buffer = bytes | bytearray | memoryview
 
-_MAJOR_BY_MAGIC = {magic: major for major, magic in PAGE_MAGIC_BY_MAJOR.items()}
 _FORKS = (Fork.MAIN, Fork.FREE_SPACE_MAP, Fork.VISIBILITY_MAP, Fork.INIT)
 _DEFAULT_TABLESPACE, _GLOBAL_TABLESPACE = 1663, 1664
 
@@ -40,9 +39,6 @@ _PLACE = re.compile(
     r"pgdata/(?:base/(?P<database>[0-9]+)|global)/(?P<name>[^/]+)"
     r"|(?:tblspc|pgdata/pg_tblspc)/(?P<tablespace>[0-9]+)/PG_[^/]+/(?P<elsewhere>[0-9]+)/(?P<its_name>[^/]+)"
 )
-
-# Where a record's header has them.
-_INFO, _RMGR = 16, 17
 
 # XLR_BLOCK_ID_* and XLR_MAX_BLOCK_ID: what stands before each part of a record.
 _MAX_BLOCK_ID = 32
@@ -130,7 +126,7 @@ class BlockSearch:
         """Take the next bytes of the segment, whole pages; raise FormatError when it does not begin as one."""
         if not self._major:
             header = parse_wal_header(bytes(piece[:LONG_HEADER_BYTES]))
-            self._major, self._page_bytes = _MAJOR_BY_MAGIC[header.magic], header.block_size
+            self._major, self._page_bytes = MAJOR_BY_PAGE_MAGIC[header.magic], header.block_size
         for start in range(0, len(piece), self._page_bytes):
             if self._is_switched or self._is_at_end:
                 return
@@ -159,7 +155,7 @@ class BlockSearch:
         stream, position = self._stream, 0
         named = -1
         while len(stream) - position >= RECORD_HEADER.size and not (self._is_switched or self._is_at_end):
-            total = int.from_bytes(stream[position : position + 4], "little")
+            total, _xid, _link, info, rmgr, _crc = RECORD_HEADER.unpack_from(stream, position)
             if not RECORD_HEADER.size <= total <= self._stop - self._start:
                 self._is_at_end = True
                 break
@@ -170,7 +166,7 @@ class BlockSearch:
             if named < position + total:
                 self._look_at(bytes(stream[position : position + total]))
             # Behind it the segment is empty.
-            self._is_switched = stream[position + _INFO] & 0xF0 == XLOG_SWITCH and stream[position + _RMGR] == XLOG_RMGR
+            self._is_switched = rmgr == XLOG_RMGR and info & 0xF0 == XLOG_SWITCH
             position += _aligned(total)
         del stream[: len(stream) if self._is_switched or self._is_at_end else position]
 

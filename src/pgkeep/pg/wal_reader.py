@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pgkeep.errors import FormatError
 from pgkeep.pg.lsn import Lsn
-from pgkeep.pg.wal import LONG_HEADER_BYTES, PAGE_MAGIC_BY_MAJOR, WalSegment, parse_wal_header
+from pgkeep.pg.wal import LONG_HEADER_BYTES, MAJOR_BY_PAGE_MAGIC, WalSegment, parse_wal_header
 from pgkeep.pg.wal_record import XACT_ABORT, XACT_COMMIT, Event, TransactionEnd, read_record
 from pgkeep.pg.wal_walk import (
     FIRST_IS_CONTRECORD,
@@ -23,8 +23,6 @@ from pgkeep.pg.wal_walk import (
     record_crc,
     walk_wal,
 )
-
-_MAJOR_BY_MAGIC = {magic: major for major, magic in PAGE_MAGIC_BY_MAJOR.items()}
 
 # The header of a record, the header of short main data, and the time that a commit or abort begins with.
 _TRANSACTION = struct.Struct("<IIQBB2xIBBq")
@@ -189,7 +187,7 @@ class WalReader:
             if (is_of_interest or self._checks_all) and not has_right_crc(content):
                 self._fail(WalkEnd.CRC, _crc_trouble(record.lsn, content))
                 return False
-            event = read_record(content, record.lsn, major=_MAJOR_BY_MAGIC[self._magic]) if is_of_interest else None
+            event = read_record(content, record.lsn, major=MAJOR_BY_PAGE_MAGIC[self._magic]) if is_of_interest else None
             if event is not None:
                 events.append(event)
         self.open = None
@@ -237,7 +235,7 @@ class WalReader:
 
     def _read(self, piece: bytes, walk: Walk, found: list[int], events: list[Event]) -> None:
         """Append what the records at the offsets *found* say."""
-        major, lsn, page_bytes = _MAJOR_BY_MAGIC[self._magic], walk.lsn, walk.page_bytes
+        major, lsn, page_bytes = MAJOR_BY_PAGE_MAGIC[self._magic], walk.lsn, walk.page_bytes
         unpack, needed = _TRANSACTION.unpack_from, page_bytes - _TRANSACTION.size
         append = events.append
         for offset in found:

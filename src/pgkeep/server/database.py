@@ -17,7 +17,7 @@ from pgkeep.pg.capabilities import Capabilities
 _FIRST_NORMAL_OID = 16384
 """``FirstNormalObjectId`` in ``access/transam.h``: what initdb made is below."""
 
-LEAVING_SECONDS = 5.0
+_LEAVING_SECONDS = 5.0
 """How long a rename waits for sessions that are leaving: ``CountOtherDBBackends`` in ``storage/ipc/procarray.c``."""
 _LOOK_SECONDS = 0.1
 
@@ -232,14 +232,14 @@ def drop_database(connection: psycopg.Connection[Any], name: str) -> None:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(database))
 
 
-def users_of(connection: psycopg.Connection[Any], name: str, *, patience_seconds: float = LEAVING_SECONDS) -> list[str]:
+def users_of(connection: psycopg.Connection[Any], name: str) -> list[str]:
     """
     Return what keeps database *name* from being renamed, each as ``session PID (user, application)`` and its like.
 
     As the rename itself does (``CountOtherDBBackends``), wait for sessions that are leaving, and pass over autovacuum's
     workers, which it ends.
     """
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + _LEAVING_SECONDS
     while (found := _users_of(connection, name)) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     return found

@@ -84,11 +84,9 @@ def find_holes(cluster: ClusterVault, heads: Sequence[RecordHead], *, report: Ve
 
 def find_missing_histories(archive: WalArchive, heads: Iterable[RecordHead], *, report: VerifyReport) -> None:
     """Look for timelines whose WAL cannot be replayed, since neither archive nor record says where they began."""
-    recorded = {Timeline(head.timeline) for head in heads if head.history}
-    for timeline in without_history(archive):
-        if timeline not in recorded:
-            what = f"{timeline.history_file_name} is missing: nobody knows where this WAL began"
-            report.find(Finding("", f"wal/{timeline.hex}", "", what))
+    for timeline in without_history(archive, heads):
+        what = f"{timeline.history_file_name} is missing: nobody knows where this WAL began"
+        report.find(Finding("", f"wal/{timeline.hex}", "", what))
 
 
 def _histories(archive: WalArchive, bases: Sequence[RecordHead]) -> Iterator[TimelineHistory]:

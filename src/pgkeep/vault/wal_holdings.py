@@ -22,6 +22,7 @@ from pgkeep.pg.wal import (
     is_partial_name,
     is_segment_name,
 )
+from pgkeep.streams.record import RecordHead
 from pgkeep.vault.wal_archive import STORED_SUFFIX, WalArchive
 
 
@@ -67,12 +68,14 @@ def timelines(archive: WalArchive) -> list[Timeline]:
         return [Timeline.parse_hex(name) for name in _subdirectories(root, ".", 8)]
 
 
-def without_history(archive: WalArchive) -> list[Timeline]:
-    """Return the timelines of which WAL is held but no history: nobody knows where they began."""
+def without_history(archive: WalArchive, heads: Iterable[RecordHead] = ()) -> list[Timeline]:
+    """Return the timelines of which WAL is held but no history, in the archive or in one of *heads*."""
+    recorded = {head.timeline for head in heads if head.history}
     return [
         timeline
         for timeline in timelines(archive)
         if timeline > 1
+        and timeline not in recorded
         and not archive.has(timeline.history_file_name)
         and (any(ranges(archive, timeline)) or any(partial_segments(archive, timeline)))
     ]

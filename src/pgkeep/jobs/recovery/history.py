@@ -12,6 +12,9 @@ from pgkeep.pg.recovery import RecoveryTarget
 from pgkeep.pg.timeline import TimelineHistory
 from pgkeep.streams.record import RecordHead
 
+HISTORY_ADVICE = "the server that wrote the WAL has it in pg_wal; give it to pgkeep archive-push"
+"""What to do about a history file that is not held."""
+
 
 class WalHoldings(Protocol):
     """What is known of the archived WAL."""
@@ -54,8 +57,8 @@ def choose_history(usable: Sequence[RecordHead], target: RecoveryTarget, wal: Wa
             raise RestoreRefused(
                 f"timeline {wanted} is not known: expected one of {known}",
                 # A server that was told to archive after its promotion does not hand the file over.
-                hint=f"WAL of it is held, but not {wanted.history_file_name}, which says where it began: the server "
-                "that wrote the WAL has it in pg_wal; give it to pgkeep archive-push"
+                hint=f"WAL of it is held, but not {wanted.history_file_name}, which says where it began: "
+                + HISTORY_ADVICE
                 if wal.end_of(wanted) is not None
                 else "",
             )

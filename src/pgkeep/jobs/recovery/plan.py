@@ -18,7 +18,7 @@ import msgspec
 
 from pgkeep.errors import ArchiveError, RestoreRefused
 from pgkeep.jobs.recovery.base import candidates_on, choose_base, stop_time
-from pgkeep.jobs.recovery.history import WalHoldings, choose_history, known_histories
+from pgkeep.jobs.recovery.history import HISTORY_ADVICE, WalHoldings, choose_history, known_histories
 from pgkeep.jobs.recovery.reach import Span, Stop, StopsTooEarly, Times, check_bounds, check_names, find_stop
 from pgkeep.jobs.recovery.replication_choice import replication_at
 from pgkeep.pg.lsn import Lsn, Timeline
@@ -132,8 +132,7 @@ def plan_recovery(
     for timeline in sorted(set(wal.without_history()) - known):
         plan.notes.append(
             f"WAL of timeline {timeline} is held, but not {timeline.history_file_name}: nobody knows where it began, "
-            "and nothing of it is replayed; the server that wrote it has that file in pg_wal: give it to pgkeep "
-            "archive-push"
+            f"and nothing of it is replayed; {HISTORY_ADVICE}"
         )
     return plan
 
